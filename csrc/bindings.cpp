@@ -1,0 +1,306 @@
+// Names, docstrings, GIL guards and the exception map; no logic. Arrays are C-contiguous NumPy arrays, slowest
+// dimension first; what C++ calls [a, b] (ggml order) is shape (b, a) here.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <chrono>
+#include <memory>
+
+#include "decode-hook.h"
+#include "errors.h"
+#include "mmproj.h"
+#include "quantize.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace pyvllama {
+
+namespace {
+
+using array_f32_2d = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using array_f32_1d = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using array_u8_2d = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+template <typename T>
+nb::ndarray<nb::numpy, T, nb::c_contig> new_array(std::initializer_list<size_t> shape) {
+    size_t n = 1;
+    for (size_t s : shape) {
+        n *= s;
+    }
+    T * data = new T[n];
+    nb::capsule owner(data, [](void * p) noexcept { delete[] (T *) p; });
+    return nb::ndarray<nb::numpy, T, nb::c_contig>(data, shape, owner);
+}
+
+nb::ndarray<nb::numpy, uint8_t, nb::c_contig> quantize(array_f32_2d rows, const std::string & type,
+                                                       std::optional<array_f32_1d> imatrix, int n_threads) {
+    const ggml_type t = ggml_type_by_name(type.c_str());
+    const int64_t n_rows = rows.shape(0), n_per_row = rows.shape(1);
+    if (imatrix && (int64_t) imatrix->shape(0) != n_per_row) {
+        throw std::invalid_argument("the importance matrix must have one value a column");
+    }
+    auto out = new_array<uint8_t>({ (size_t) n_rows, row_bytes(t, n_per_row) });
+    const float * im = imatrix ? imatrix->data() : nullptr;
+    {
+        nb::gil_scoped_release release;
+        quantize_rows(t, rows.data(), out.data(), n_rows, n_per_row, im, n_threads);
+    }
+    return out;
+}
+
+nb::ndarray<nb::numpy, float, nb::c_contig> dequantize(array_u8_2d rows, const std::string & type, int n_threads) {
+    const ggml_type t = ggml_type_by_name(type.c_str());
+    const int64_t n_rows = rows.shape(0), n_per_row = rows.shape(1) / ggml_type_size(t) * ggml_blck_size(t);
+    if (rows.shape(1) % ggml_type_size(t) != 0) {
+        throw std::invalid_argument("rows are no whole number of " + type + " blocks");
+    }
+    auto out = new_array<float>({ (size_t) n_rows, (size_t) n_per_row });
+    {
+        nb::gil_scoped_release release;
+        dequantize_rows(t, rows.data(), out.data(), n_rows, n_per_row, n_threads);
+    }
+    return out;
+}
+
+// Lets Python see signals (Ctrl-C), and a Python callback see the fraction done, at most every 100 ms. What either
+// raises ends the computation. Called on the thread that called into the extension.
+class python_progress {
+  public:
+    explicit python_progress(nb::object callback) : callback_(std::move(callback)) {}
+
+    void operator()(float fraction) {
+        const auto now = std::chrono::steady_clock::now();
+        if (now - last_ < std::chrono::milliseconds(100) && fraction < 1.0f) {
+            return;
+        }
+        last_ = now;
+        nb::gil_scoped_acquire gil;
+        if (PyErr_CheckSignals() != 0) {
+            throw nb::python_error();
+        }
+        if (!callback_.is_none() && callback_(fraction).is(nb::bool_(false))) {
+            throw cancelled("stopped by its progress callback");
+        }
+    }
+
+  private:
+    nb::object callback_;
+    std::chrono::steady_clock::time_point last_ = {};
+};
+
+// The object holds a Python reference, so it must die with the GIL held: callers keep it outside the released scope.
+progress_fn as_progress(python_progress & p) {
+    return [&p](float fraction) { p(fraction); };
+}
+
+void poll_signals() {
+    nb::gil_scoped_acquire gil;
+    if (PyErr_CheckSignals() != 0) {
+        throw nb::python_error();
+    }
+}
+
+std::shared_ptr<mmproj> load_mmproj(const std::string & path, const std::string & device, int n_threads,
+                                    const std::string & cross_kv_type, bool repack, bool merge_padding, nb::object progress) {
+    mmproj_options options;
+    options.device = device;
+    options.n_threads = n_threads;
+    options.cross_kv_type = ggml_type_by_name(cross_kv_type.c_str());
+    options.repack = repack;
+    options.merge_padding = merge_padding;
+    python_progress p(progress);
+    nb::gil_scoped_release release;
+    return std::make_shared<mmproj>(path, options, as_progress(p));
+}
+
+using array_f32_4d = nb::ndarray<const float, nb::ndim<4>, nb::c_contig, nb::device::cpu>;
+
+nb::tuple encode(mmproj & self, array_f32_4d pixels, int aspect_ratio_id, bool want_states, nb::object progress) {
+    const mllama_hparams & h = self.hparams();
+    const size_t size = h.vision.image_size, n_tiles = pixels.shape(0);
+    if (n_tiles == 0 || pixels.shape(1) != 3 || pixels.shape(2) != size || pixels.shape(3) != size) {
+        throw std::invalid_argument("pixel_values must have shape [n_tiles, 3, " + std::to_string(size) + ", " +
+                                    std::to_string(size) + "]");
+    }
+    std::vector<float> states;
+    encode_stats stats;
+    image_states_ptr image;
+    python_progress p(progress);
+    {
+        nb::gil_scoped_release release;
+        image = self.encode(pixels.data(), (int) n_tiles, aspect_ratio_id, want_states ? &states : nullptr, &stats, as_progress(p));
+    }
+    nb::object array = nb::none();
+    if (want_states) {
+        auto out = new_array<float>({ n_tiles, (size_t) h.vision.n_positions(), (size_t) h.text.n_embd });
+        std::copy(states.begin(), states.end(), out.data());
+        array = nb::cast(out);
+    }
+    nb::dict timings;
+    timings["tower_ms"] = stats.tower_ms;
+    timings["kv_ms"] = stats.kv_ms;
+    timings["compute_bytes"] = stats.compute_bytes;
+    return nb::make_tuple(image, array, timings);
+}
+
+nb::dict hparams_dict(const mmproj & self) {
+    const mllama_hparams & h = self.hparams();
+    nb::dict d;
+    d["image_size"] = h.vision.image_size;
+    d["patch_size"] = h.vision.patch_size;
+    d["max_num_tiles"] = h.vision.max_num_tiles;
+    d["n_positions"] = h.vision.n_positions();
+    d["n_layer_local"] = h.vision.n_layer_local;
+    d["n_layer_global"] = h.vision.n_layer_global;
+    d["text_n_layer_self"] = h.text.n_layer_self();
+    d["text_n_embd"] = h.text.n_embd;
+    d["text_n_head"] = h.text.n_head;
+    d["text_n_head_kv"] = h.text.n_head_kv;
+    d["text_n_vocab"] = h.text.n_vocab;
+    d["cross_attention_layers"] = nb::cast(h.text.cross_attention_layers);
+    d["image_token_id"] = h.image_token_id;
+    d["pairing_hash"] = h.pairing_hash;
+    return d;
+}
+
+nb::ndarray<nb::numpy, float, nb::c_contig> image_token_embd(const mmproj & self) {
+    const std::vector<float> row = self.weights()->image_token_embd();
+    auto out = new_array<float>({ row.size() });
+    std::copy(row.begin(), row.end(), out.data());
+    return out;
+}
+
+nb::dict stats_dict(const decode_hook & self) {
+    const hook_stats & s = self.stats();
+    nb::dict d;
+    d["n_blocks"] = s.n_blocks;
+    d["n_graphs"] = s.n_graphs;
+    d["n_copies"] = s.n_copies;
+    d["ms"] = s.ms;
+    d["scratch_bytes"] = s.scratch_bytes;
+    return d;
+}
+
+// Each C++ error becomes the class of the same name in pyvllama.errors.
+void translate(const std::exception_ptr & p, void *) {
+    auto raise = [](const char * name, const char * what) {
+        nb::object type = nb::module_::import_("pyvllama.errors").attr(name);
+        PyErr_SetString(type.ptr(), what);
+    };
+    try {
+        std::rethrow_exception(p);
+    } catch (const format_error & e) {
+        raise("FormatError", e.what());
+    } catch (const cancelled & e) {
+        raise("Cancelled", e.what());
+    } catch (const error & e) {
+        raise("BackendError", e.what());
+    }
+}
+
+}  // namespace
+
+}  // namespace pyvllama
+
+NB_MODULE(_native, m) {
+    using namespace pyvllama;
+    m.doc() = "The compiled part of pyvllama. Import pyvllama._runtime, which loads llama.cpp's libraries first.";
+    nb::register_exception_translator(translate);
+
+    m.attr("llama_cpp_python_version") = PYVLLAMA_LLAMA_CPP_PYTHON;
+    m.attr("llama_cpp_commit") = PYVLLAMA_LLAMA_COMMIT;
+
+    m.def("quantize", &quantize, "rows"_a, "type"_a, nb::kw_only(), "imatrix"_a = nb::none(), "n_threads"_a = 1,
+          "Quantize rows with ggml's kernels.\n\n"
+          "Args:\n"
+          "    rows: float32 [n_rows, n_per_row].\n"
+          "    type: ggml's name of the type, e.g. 'q4_K'.\n"
+          "    imatrix: float32 [n_per_row], importance of each column, or None.\n"
+          "    n_threads: the result does not depend on it.\n"
+          "Returns:\n"
+          "    uint8 [n_rows, bytes of a row].\n"
+          "Raises:\n"
+          "    ValueError: unknown type, rows of no whole number of blocks, or a type that needs an imatrix.");
+    m.def("dequantize", &dequantize, "rows"_a, "type"_a, nb::kw_only(), "n_threads"_a = 1,
+          "uint8 [n_rows, bytes of a row] of that type -> float32 [n_rows, n_per_row].");
+    m.def(
+        "type_size",
+        [](const std::string & type) {
+            const ggml_type t = ggml_type_by_name(type.c_str());
+            return nb::make_tuple(ggml_blck_size(t), ggml_type_size(t));
+        },
+        "type"_a, "(elements, bytes) of a block of that type.");
+
+    m.def("device_names", &device_names, "Names of the devices of this build of llama.cpp, the CPU among them.");
+
+    nb::class_<image_states>(m, "ImageStates",
+                             "Keys and values of one image for every cross-attention layer. Immutable; keep it as long as any "
+                             "token attends to the image.")
+        .def_prop_ro("n_tokens", &image_states::n_tokens, "Rows that text attends to: n_tiles * n_positions.")
+        .def_prop_ro("n_bytes", &image_states::n_bytes, "Memory it holds on its device.");
+
+    nb::class_<mmproj>(m, "Mmproj", "An mmproj file in memory: encodes images, one at a time.")
+        .def(nb::new_(&load_mmproj), "path"_a, nb::kw_only(), "device"_a = "cpu", "n_threads"_a = 1, "cross_kv_type"_a = "f16",
+             "repack"_a = true, "merge_padding"_a = true, "progress"_a = nb::none(),
+             "Args:\n"
+             "    device: 'cpu', 'gpu', or one of device_names().\n"
+             "    cross_kv_type: 'f16', 'bf16' or 'f32', type of the images' keys and values.\n"
+             "    repack: keep matmul weights in the layout of the CPU's fastest kernels, a copy in memory where there is one.\n"
+             "    merge_padding: let one padding tile stand for all of them, which changes no number.\n"
+             "    progress: called with the fraction done; returning False stops.\n"
+             "Raises:\n"
+             "    FormatError: the file is damaged or no mmproj of this architecture.\n"
+             "    BackendError: no memory. Cancelled: stopped. ValueError: unknown device or type.")
+        .def_prop_ro("hparams", &hparams_dict, "The numbers that Python needs, as a dict.")
+        .def_prop_ro("image_token_embd", &image_token_embd, nb::rv_policy::move, "float32 [text n_embd]: the embedding of the image token.")
+        .def_prop_ro("device_bytes", [](const mmproj & self) { return self.weights()->device_bytes(); }, "Weights in buffers of their own.")
+        .def_prop_ro("mapped_bytes", [](const mmproj & self) { return self.weights()->mapped_bytes(); }, "Weights used from the mapped file.")
+        .def_prop_ro("device", [](const mmproj & self) { return std::string(self.weights()->dev().name()); }, "ggml's name of the device.")
+        .def("set_n_threads", &mmproj::set_n_threads, "n_threads"_a)
+        .def("encode", &encode, "pixel_values"_a, "aspect_ratio_id"_a, nb::kw_only(), "want_states"_a = false, "progress"_a = nb::none(),
+             "Encode one image.\n\n"
+             "Args:\n"
+             "    pixel_values: float32 [n_tiles, 3, image_size, image_size], normalised.\n"
+             "    aspect_ratio_id: 1-based index of its canvas.\n"
+             "    want_states: also return the cross_attention_states.\n"
+             "    progress: called with the fraction done; returning False stops.\n"
+             "Returns:\n"
+             "    (ImageStates, float32 [n_tiles, n_positions, text n_embd] or None, dict of tower_ms, kv_ms, compute_bytes).\n"
+             "Raises:\n"
+             "    ValueError: shapes or ids that do not fit. BackendError: no memory, or the device failed. Cancelled.");
+
+    nb::class_<decode_hook>(m, "DecodeHook",
+                            "Runs cross-attention inside llama_decode of one llama_context. Not thread-safe: begin, llama_decode "
+                            "and end follow one another on one thread.")
+        .def(
+            "__init__",
+            [](decode_hook * self, const mmproj & m, int n_threads) {
+                new (self) decode_hook(m.weights(), m.form(), n_threads, poll_signals);
+            },
+            "mmproj"_a, nb::kw_only(), "n_threads"_a = 1)
+        .def_prop_ro("cb_eval", [](const decode_hook &) { return (uintptr_t) &decode_hook::cb_eval; },
+                     "Address for llama_context_params.cb_eval.")
+        .def_prop_ro("abort_callback", [](const decode_hook &) { return (uintptr_t) &decode_hook::cb_abort; },
+                     "Address for llama_context_params.abort_callback: lets Ctrl-C end a llama_decode on the CPU.")
+        .def_prop_ro("user_data", [](const decode_hook & self) { return (uintptr_t) &self; },
+                     "Address for cb_eval_user_data and abort_callback_data; valid while this object lives.")
+        .def("begin", &decode_hook::begin, "row_group"_a, "groups"_a,
+             "Say what the rows of the next llama_decode see.\n\n"
+             "Args:\n"
+             "    row_group: for each row of the batch the index of a group, or -1 for none.\n"
+             "    groups: lists of ImageStates that are seen together.\n"
+             "Raises:\n"
+             "    ValueError: an index without group, an empty group, an image of another model.")
+        .def("end", &decode_hook::end, "decoded"_a,
+             "End the batch; decoded: llama_decode returned 0.\n\n"
+             "Raises:\n"
+             "    BackendError: a block failed, or rows were missed. KeyboardInterrupt and others that arose meanwhile.\n"
+             "    The batch's rows must then be removed from the KV cache.")
+        .def("set_n_threads", &decode_hook::set_n_threads, "n_threads"_a)
+        .def_prop_ro("stats", &stats_dict, "Counters since creation, as a dict.");
+}

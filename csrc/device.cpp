@@ -1,0 +1,111 @@
+#include "device.h"
+
+#include <stdexcept>
+
+#include "errors.h"
+
+namespace pyvllama {
+
+namespace {
+
+template <typename F>
+F cpu_function(const char * name) {
+    ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+    return (F) ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(cpu), name);
+}
+
+bool is_cpu_backend(ggml_backend_t backend) {
+    return ggml_backend_dev_type(ggml_backend_get_device(backend)) == GGML_BACKEND_DEVICE_TYPE_CPU;
+}
+
+ggml_backend_dev_t find_device(const std::string & name) {
+    if (name == "cpu") {
+        return ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+    }
+    if (name == "gpu") {
+        ggml_backend_dev_t gpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_GPU);
+        return gpu ? gpu : ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_IGPU);
+    }
+    return ggml_backend_dev_by_name(name.c_str());
+}
+
+}  // namespace
+
+device::device(const std::string & name) : dev_(find_device(name)) {
+    if (!dev_) {
+        std::string known;
+        for (const std::string & n : device_names()) {
+            known += " " + n;
+        }
+        throw std::invalid_argument("no device '" + name + "' in this build of llama.cpp, which has:" + known);
+    }
+    if (is_cpu()) {
+        auto get = cpu_function<ggml_backend_dev_get_extra_bufts_t>("ggml_backend_dev_get_extra_bufts");
+        for (auto * b = get ? get(dev_) : nullptr; b && *b; ++b) {
+            extra_bufts_.push_back(*b);
+        }
+    }
+}
+
+ggml_backend_ptr device::new_backend(int n_threads) const {
+    ggml_backend_ptr backend(ggml_backend_dev_init(dev_, nullptr));
+    if (!backend) {
+        throw backend_error(std::string("device ") + name() + " cannot be initialised");
+    }
+    set_n_threads(backend.get(), n_threads);
+    return backend;
+}
+
+ggml_backend_buffer_type_t device::matmul_buft(const ggml_tensor * weight, bool repack) const {
+    if (repack && is_cpu()) {
+        for (ggml_backend_buffer_type_t buft : extra_bufts_) {
+            // ask as llama.cpp does: does the device take this matmul with the weight in a buffer of that type?
+            ggml_context_ptr ctx(ggml_init({ 8 * ggml_tensor_overhead(), nullptr, true }));
+            ggml_tensor * w = ggml_new_tensor_2d(ctx.get(), weight->type, weight->ne[0], weight->ne[1]);
+            ggml_tensor * x = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, weight->ne[0], 512);
+            ggml_tensor * op = ggml_mul_mat(ctx.get(), w, x);
+            ggml_backend_buffer_ptr empty(ggml_backend_buft_alloc_buffer(buft, 0));
+            w->buffer = empty.get();
+            if (ggml_backend_dev_supports_op(dev_, op)) {
+                return buft;
+            }
+        }
+    }
+    return default_buft();
+}
+
+std::vector<std::string> device_names() {
+    std::vector<std::string> names;
+    for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
+        names.push_back(ggml_backend_dev_name(ggml_backend_dev_get(i)));
+    }
+    return names;
+}
+
+void set_n_threads(ggml_backend_t backend, int n_threads) {
+    if (!is_cpu_backend(backend)) {
+        return;
+    }
+    if (auto set = cpu_function<ggml_backend_set_n_threads_t>("ggml_backend_set_n_threads")) {
+        set(backend, n_threads);
+    }
+}
+
+void set_abort_callback(ggml_backend_t backend, ggml_abort_callback callback, void * data) {
+    if (!is_cpu_backend(backend)) {
+        return;
+    }
+    if (auto set = cpu_function<ggml_backend_set_abort_callback_t>("ggml_backend_set_abort_callback")) {
+        set(backend, callback, data);
+    }
+}
+
+ggml_backend_dev_t device_of(const ggml_tensor * tensor) {
+    ggml_backend_buffer_t buffer = tensor->view_src ? tensor->view_src->buffer : tensor->buffer;
+    if (ggml_backend_buffer_is_host(buffer)) {
+        return ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+    }
+    return ggml_backend_buft_get_device(ggml_backend_buffer_get_type(buffer));
+}
+
+}  // namespace pyvllama

@@ -1,0 +1,31 @@
+// A file's bytes in memory: mapped read-only where the system can, read whole elsewhere.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace pyvllama {
+
+class file_map {
+  public:
+    explicit file_map(const std::string & path);  // throws format_error if the file cannot be opened
+    ~file_map();
+    file_map(const file_map &) = delete;
+    file_map & operator=(const file_map &) = delete;
+
+    const uint8_t * data() const { return data_; }
+    size_t size() const { return size_; }
+
+    // The bytes have been copied elsewhere: let the system take back whole pages within [offset, offset + size).
+    // They stay readable (from disk).
+    void drop(size_t offset, size_t size) const;
+
+  private:
+    const uint8_t * data_ = nullptr;
+    size_t size_ = 0;
+    std::vector<uint8_t> copy_;  // without mmap
+};
+
+}  // namespace pyvllama

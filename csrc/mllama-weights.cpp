@@ -1,0 +1,222 @@
+#include "mllama-weights.h"
+
+#include <cmath>
+#include <map>
+
+#include "errors.h"
+
+namespace pyvllama {
+
+mllama_weights::mllama_weights(const std::string & path, const device & dev, bool repack, const progress_fn & progress)
+    : file_(path), hparams_(mllama_hparams::load(file_)), dev_(dev) {
+    find_tensors();
+    file_.refuse_unknown_tensors();
+    place(repack, progress);
+}
+
+ggml_tensor * mllama_weights::find(const std::string & name, const std::vector<int64_t> & ne) {
+    ggml_tensor * t = file_.tensor(name, ne);
+    if (t->type != GGML_TYPE_F32) {
+        file_.fail("tensor '" + name + "' is of type " + ggml_type_name(t->type) + ", expected f32");
+    }
+    others_.push_back(t);
+    return t;
+}
+
+ggml_tensor * mllama_weights::find_matmul(const std::string & name, int64_t n_in, int64_t n_out) {
+    ggml_tensor * t = file_.tensor(name, { n_in, n_out });
+    matmuls_.push_back(t);
+    return t;
+}
+
+layer_norm mllama_weights::find_norm(const std::string & name, int64_t n) {
+    return { find(name + ".weight", { n }), find(name + ".bias", { n }) };
+}
+
+float mllama_weights::find_gate(const std::string & name) {
+    const ggml_tensor * t = file_.tensor(name, { 1 });
+    const float raw = file_.values(t, 0, 1)[0];
+    if (!std::isfinite(raw)) {
+        file_.fail("gate '" + name + "' is no finite number");
+    }
+    return std::tanh(raw);
+}
+
+void mllama_weights::find_tensors() {
+    const mllama_vision_hparams & v = hparams_.vision;
+    const mllama_text_hparams & t = hparams_.text;
+    const int64_t n_embd = v.n_embd, n_ff = v.n_ff, n_aspect = (int64_t) v.aspect_ratios.size() + 1;
+    const int64_t n_tile = (int64_t) v.max_num_tiles * n_embd;
+
+    class_embd_ = file_.tensor("v.class_embd", { n_embd });
+    position_embd_ = file_.tensor("v.position_embd.weight", { n_embd, v.n_positions() });
+    tile_position_embd_ = file_.tensor("v.tile_position_embd.weight", { n_tile * v.n_positions(), n_aspect });
+    pre_tile_embd_ = file_.tensor("v.pre_tile_position_embd.weight", { n_tile, n_aspect });
+    post_tile_embd_ = file_.tensor("v.post_tile_position_embd.weight", { n_tile, n_aspect });
+    image_token_embd_ = file_.tensor("mm.image_token_embd.weight", { t.n_embd });
+    position_gate_ = find_gate("v.position_embd.gate");
+    pre_tile_gate_ = find_gate("v.pre_tile_position_embd.gate");
+    post_tile_gate_ = find_gate("v.post_tile_position_embd.gate");
+
+    patch_embd_src_ = file_.tensor("v.patch_embd.weight", { v.patch_size, v.patch_size, 3, n_embd });
+    own_.reset(ggml_init({ ggml_tensor_overhead(), nullptr, true }));
+    patch_embd = ggml_new_tensor_2d(own_.get(), GGML_TYPE_F32, 3 * v.patch_size * v.patch_size, n_embd);
+    pre_ln = find_norm("v.pre_ln", n_embd);
+    post_ln = find_norm("v.post_ln", n_embd);
+
+    auto find_layer = [&](const std::string & p, bool gated) {
+        vision_layer l;
+        l.ln1 = find_norm(p + "ln1", n_embd);
+        l.ln2 = find_norm(p + "ln2", n_embd);
+        l.q = find_matmul(p + "attn_q.weight", n_embd, n_embd);
+        l.k = find_matmul(p + "attn_k.weight", n_embd, n_embd);
+        l.v = find_matmul(p + "attn_v.weight", n_embd, n_embd);
+        l.o = find_matmul(p + "attn_out.weight", n_embd, n_embd);
+        l.ffn_up = find_matmul(p + "ffn_up.weight", n_embd, n_ff);
+        l.ffn_up_b = find(p + "ffn_up.bias", { n_ff });
+        l.ffn_down = find_matmul(p + "ffn_down.weight", n_ff, n_embd);
+        l.ffn_down_b = find(p + "ffn_down.bias", { n_embd });
+        if (gated) {
+            l.gate_attn = find_gate(p + "gate_attn");
+            l.gate_ffn = find_gate(p + "gate_ffn");
+        }
+        return l;
+    };
+    for (int i = 0; i < v.n_layer_local; ++i) {
+        local.push_back(find_layer("v.blk." + std::to_string(i) + ".", false));
+    }
+    for (int i = 0; i < v.n_layer_global; ++i) {
+        global.push_back(find_layer("v.global.blk." + std::to_string(i) + ".", true));
+    }
+    mm = find_matmul("mm.0.weight", v.n_embd_out(), t.n_embd);
+    mm_b = find("mm.0.bias", { t.n_embd });
+
+    const int64_t n_kv = (int64_t) t.n_embd_head() * t.n_head_kv;
+    for (size_t j = 0; j < t.cross_attention_layers.size(); ++j) {
+        cross_layer l;
+        l.il_hf = t.cross_attention_layers[j];
+        l.il_after = l.il_hf - (int) j - 1;  // j cross layers stand before it; those are not in the text GGUF
+        const std::string p = "xattn.blk." + std::to_string(l.il_hf) + ".";
+        l.attn_norm = find(p + "attn_norm.weight", { t.n_embd });
+        l.ffn_norm = find(p + "ffn_norm.weight", { t.n_embd });
+        l.q_norm = find(p + "attn_q_norm.weight", { t.n_embd_head() });
+        l.k_norm = find(p + "attn_k_norm.weight", { t.n_embd_head() });
+        l.q = find_matmul(p + "attn_q.weight", t.n_embd, t.n_embd);
+        l.k = find_matmul(p + "attn_k.weight", t.n_embd, n_kv);
+        l.v = find_matmul(p + "attn_v.weight", t.n_embd, n_kv);
+        l.o = find_matmul(p + "attn_output.weight", t.n_embd, t.n_embd);
+        l.ffn_gate = find_matmul(p + "ffn_gate.weight", t.n_embd, t.n_ff);
+        l.ffn_up = find_matmul(p + "ffn_up.weight", t.n_embd, t.n_ff);
+        l.ffn_down = find_matmul(p + "ffn_down.weight", t.n_ff, t.n_embd);
+        l.gate_attn = find_gate(p + "gate_attn");
+        l.gate_ffn = find_gate(p + "gate_ffn");
+        cross.push_back(l);
+    }
+}
+
+// One buffer per buffer type. On the CPU, tensors of the default type are used where they lie in the mapped file.
+void mllama_weights::place(bool repack, const progress_fn & progress) {
+    std::map<ggml_backend_buffer_type_t, std::vector<ggml_tensor *>> by_buft;
+    for (ggml_tensor * t : matmuls_) {
+        by_buft[dev_.matmul_buft(t, repack)].push_back(t);
+    }
+    for (ggml_tensor * t : others_) {
+        by_buft[dev_.default_buft()].push_back(t);
+    }
+    buffers_.emplace_back(ggml_backend_alloc_ctx_tensors_from_buft(own_.get(), dev_.default_buft()));
+    if (!buffers_.back()) {
+        throw backend_error(path() + ": no memory on " + dev_.name());
+    }
+    const std::vector<float> patches = file_.values(patch_embd_src_, 0, ggml_nelements(patch_embd_src_));
+    ggml_backend_tensor_set(patch_embd, patches.data(), 0, ggml_nbytes(patch_embd));
+    device_bytes_ += ggml_nbytes(patch_embd);
+
+    const uint8_t * base = file_.bytes().data();
+    size_t total = 0, done = 0;
+    for (const auto & entry : by_buft) {
+        for (const ggml_tensor * t : entry.second) {
+            total += ggml_nbytes(t);
+        }
+    }
+    for (auto & [buft, tensors] : by_buft) {
+        if (buft == dev_.default_buft() && dev_.takes_host_memory()) {
+            ggml_backend_buffer_t mapped = ggml_backend_cpu_buffer_from_ptr((void *) base, file_.bytes().size());
+            buffers_.emplace_back(mapped);
+            ggml_backend_buffer_set_usage(mapped, GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+            for (ggml_tensor * t : tensors) {
+                if (ggml_backend_tensor_alloc(mapped, t, (void *) (base + file_.offset(t))) != GGML_STATUS_SUCCESS) {
+                    file_.fail(std::string("tensor '") + t->name + "' cannot be used from the mapped file");
+                }
+                done += ggml_nbytes(t);
+                mapped_bytes_ += ggml_nbytes(t);
+            }
+            continue;
+        }
+        const size_t align = ggml_backend_buft_get_alignment(buft);
+        size_t size = 0;
+        for (const ggml_tensor * t : tensors) {
+            size += GGML_PAD(ggml_backend_buft_get_alloc_size(buft, t), align);
+        }
+        ggml_backend_buffer_t buffer = ggml_backend_buft_alloc_buffer(buft, size);
+        if (!buffer) {
+            throw backend_error(path() + ": " + std::to_string(size >> 20) + " MiB of weights do not fit into " +
+                                ggml_backend_buft_name(buft));
+        }
+        buffers_.emplace_back(buffer);
+        ggml_backend_buffer_set_usage(buffer, GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+        device_bytes_ += size;
+        ggml_tallocr alloc = ggml_tallocr_new(buffer);
+        for (ggml_tensor * t : tensors) {
+            if (ggml_tallocr_alloc(&alloc, t) != GGML_STATUS_SUCCESS) {
+                throw backend_error(path() + ": no place for tensor '" + t->name + "'");
+            }
+            const size_t offset = file_.offset(t), n_bytes = ggml_nbytes(t);
+            ggml_backend_tensor_set(t, base + offset, 0, n_bytes);  // repacks, where the buffer type does
+            file_.bytes().drop(offset, n_bytes);
+            done += n_bytes;
+            if (progress) {
+                progress((float) done / (float) total);
+            }
+        }
+    }
+}
+
+std::vector<float> mllama_weights::class_embd() const { return file_.values(class_embd_, 0, class_embd_->ne[0]); }
+
+std::vector<float> mllama_weights::position_embd() const {
+    std::vector<float> r = file_.values(position_embd_, 0, ggml_nelements(position_embd_));
+    for (float & x : r) {
+        x *= 1.0f - position_gate_;
+    }
+    return r;
+}
+
+std::vector<float> mllama_weights::tile_row(const ggml_tensor * table, int aspect_ratio_id, float factor) const {
+    std::vector<float> r = file_.values(table, aspect_ratio_id * table->ne[0], table->ne[0]);
+    for (float & x : r) {
+        x *= factor;
+    }
+    return r;
+}
+
+std::vector<float> mllama_weights::tile_position_embd(int aspect_ratio_id) const {
+    return tile_row(tile_position_embd_, aspect_ratio_id, position_gate_);
+}
+
+std::vector<float> mllama_weights::pre_tile_embd(int aspect_ratio_id) const {
+    return tile_row(pre_tile_embd_, aspect_ratio_id, pre_tile_gate_);
+}
+
+std::vector<float> mllama_weights::post_tile_embd(int aspect_ratio_id) const {
+    return tile_row(post_tile_embd_, aspect_ratio_id, post_tile_gate_);
+}
+
+std::vector<float> mllama_weights::image_token_embd() const {
+    return file_.values(image_token_embd_, 0, image_token_embd_->ne[0]);
+}
+
+size_t mllama_weights::device_bytes() const { return device_bytes_; }
+
+size_t mllama_weights::mapped_bytes() const { return mapped_bytes_; }
+
+}  // namespace pyvllama

@@ -1,0 +1,76 @@
+#include "mmproj.h"
+
+#include <stdexcept>
+
+#include "cross-attn-graph.h"
+#include "errors.h"
+#include "graph-compute.h"
+#include "vision-graph.h"
+
+namespace pyvllama {
+
+namespace {
+
+// Part of the work that the tower is, for progress: K/V of 8 layers against 40 layers of the tower.
+constexpr float TOWER_SHARE = 0.97f;
+
+image_states_ptr compute_image_states(const mllama_weights & weights, attention_form form, ggml_type type,
+                                      ggml_backend_t backend, ggml_tensor * states, const progress_fn & progress) {
+    auto image = std::make_shared<image_states>(weights, form, type, (int) states->ne[1]);
+    const size_t n_nodes = 24 * weights.cross.size() + 16;
+    ggml_context_ptr ctx(ggml_init({ n_nodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false), nullptr, true }));
+    ggml_cgraph * graph = ggml_new_graph_custom(ctx.get(), n_nodes, false);
+    build_image_states(ctx.get(), graph, weights, states, *image, form);
+    require_support(backend, graph);
+    ggml_gallocr_ptr scratch(ggml_gallocr_new(ggml_backend_get_default_buffer_type(backend)));
+    if (!ggml_gallocr_alloc_graph(scratch.get(), graph)) {
+        throw backend_error(std::string("no memory on ") + ggml_backend_name(backend) + " for an image's keys and values");
+    }
+    compute_graph(backend, graph, progress);
+    return image;
+}
+
+}  // namespace
+
+mmproj::mmproj(const std::string & path, const mmproj_options & options, const progress_fn & progress) : options_(options) {
+    const ggml_type kv = options.cross_kv_type;
+    if (kv != GGML_TYPE_F32 && kv != GGML_TYPE_F16 && kv != GGML_TYPE_BF16) {
+        throw std::invalid_argument(std::string("keys and values of images can be f32, f16 or bf16, not ") + ggml_type_name(kv));
+    }
+    const device dev(options.device);
+    weights_ = std::make_shared<const mllama_weights>(path, dev, options.repack, progress);
+    form_ = dev.is_cpu() ? attention_form::softmax : attention_form::flash;
+    backend_ = dev.new_backend(options.n_threads);
+}
+
+image_states_ptr mmproj::encode(const float * pixels, int n_tiles, int aspect_ratio_id, std::vector<float> * states_out,
+                                encode_stats * stats, const progress_fn & progress) {
+    const vision_input input = make_vision_input(*weights_, pixels, n_tiles, aspect_ratio_id, options_.merge_padding);
+    const int64_t t0 = ggml_time_us();
+    ggml_context_ptr ctx(ggml_init({ ggml_tensor_overhead(), nullptr, true }));
+    ggml_tensor * states = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, hparams().text.n_embd, input.rows.n_real());
+    ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), weights_->dev().default_buft()));
+    if (!buffer) {
+        throw backend_error(std::string("no memory on ") + weights_->dev().name() + " for an image's states");
+    }
+    size_t compute_bytes = 0;
+    {
+        vision_graph graph(*weights_, input.rows, states);
+        graph.compute(backend_.get(), input, progress ? [&](float f) { progress(f * TOWER_SHARE); } : progress_fn());
+        compute_bytes = graph.compute_bytes();
+    }
+    const int64_t t1 = ggml_time_us();
+    image_states_ptr image = compute_image_states(
+        *weights_, form_, options_.cross_kv_type, backend_.get(), states,
+        progress ? [&](float f) { progress(TOWER_SHARE + f * (1.0f - TOWER_SHARE)); } : progress_fn());
+    if (stats) {
+        *stats = { (double) (t1 - t0) / 1000.0, (double) (ggml_time_us() - t1) / 1000.0, compute_bytes };
+    }
+    if (states_out) {
+        states_out->resize(ggml_nelements(states));
+        ggml_backend_tensor_get(states, states_out->data(), 0, ggml_nbytes(states));
+    }
+    return image;
+}
+
+}  // namespace pyvllama

@@ -1,0 +1,50 @@
+// An mmproj file in memory: encodes images. Weights are shared with any number of decode hooks.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "image-states.h"
+#include "mllama-weights.h"
+
+namespace pyvllama {
+
+struct mmproj_options {
+    std::string device = "cpu";
+    int n_threads = 1;
+    ggml_type cross_kv_type = GGML_TYPE_F16;  // F32, F16 or BF16
+    bool repack = true;                       // see mllama_weights
+    bool merge_padding = true;                // see make_vision_input
+};
+
+struct encode_stats {
+    double tower_ms = 0;  // vision tower and projector
+    double kv_ms = 0;     // keys and values of all cross-attention layers
+    size_t compute_bytes = 0;
+};
+
+class mmproj {
+  public:
+    mmproj(const std::string & path, const mmproj_options & options, const progress_fn & progress);
+
+    const mllama_hparams & hparams() const { return weights_->hparams(); }
+    const std::shared_ptr<const mllama_weights> & weights() const { return weights_; }
+    attention_form form() const { return form_; }
+
+    // pixels: [image_size, image_size, 3, n_tiles] F32. states, if given, gets the cross_attention_states
+    // [text n_embd, n_tiles*n_positions]. One image at a time.
+    // Throws std::invalid_argument, backend_error, and what progress throws.
+    image_states_ptr encode(const float * pixels, int n_tiles, int aspect_ratio_id, std::vector<float> * states,
+                            encode_stats * stats, const progress_fn & progress);
+
+    void set_n_threads(int n_threads) { pyvllama::set_n_threads(backend_.get(), n_threads); }
+
+  private:
+    const mmproj_options options_;
+    std::shared_ptr<const mllama_weights> weights_;
+    attention_form form_;
+    ggml_backend_ptr backend_;
+};
+
+}  // namespace pyvllama

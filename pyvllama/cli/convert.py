@@ -1,0 +1,57 @@
+"""`pyvllama convert`: a checkpoint to a pair of GGUF files."""
+
+from pathlib import Path
+
+import click
+
+from pyvllama.cli import ui
+
+__all__ = ["convert"]
+
+
+@click.command()
+@click.argument("src", type=click.Path(path_type=Path))
+@click.option("-o", "--output", "out_dir", type=click.Path(path_type=Path, file_okay=False), required=True,
+              help="Directory for the two files; made if it does not exist.")
+@click.option("-q", "--text-type", default="q4_k_m", show_default=True,
+              help="Text model and cross-attention layers: f32, f16, bf16, q8_0, q4_k_m.")
+@click.option("--mmproj-type", default="q8_0", show_default=True,
+              help="Vision tower and projector: f32, f16, bf16, q8_0, q4_k.")
+@click.option("--cross-type", help="Cross-attention layers. Default: as the text model.")
+@click.option("--name", help="Name of the files and the model. Default: the source's.")
+@click.option("-t", "--threads", type=click.IntRange(min=1), help="Default: all cores.")
+@click.option("--overwrite", is_flag=True, help="Replace existing files.")  # fmt: skip
+def convert(
+    src: Path,
+    out_dir: Path,
+    text_type: str,
+    mmproj_type: str,
+    cross_type: str | None,
+    name: str | None,
+    threads: int | None,
+    overwrite: bool,
+) -> None:
+    """Convert a Llama 3.2 Vision checkpoint from Hugging Face into a text GGUF and its mmproj.
+
+    SRC is a directory with config.json and *.safetensors.
+
+    \b
+    pyvllama convert Llama-3.2-11B-Vision-Instruct -o models
+    pyvllama convert my-fine-tune -o models -q q8_0 --mmproj-type bf16
+    """
+    from pyvllama.convert import convert as convert_checkpoint  # noqa: PLC0415  not needed by the other commands
+
+    with ui.bytes_progress() as progress:
+        pair = convert_checkpoint(
+            src,
+            out_dir,
+            text_type=text_type,
+            mmproj_type=mmproj_type,
+            cross_type=cross_type,
+            name=name,
+            n_threads=threads,
+            progress=progress,
+            overwrite=overwrite,
+        )
+    for path in (pair.text, pair.mmproj):
+        click.echo(f"{path}  {ui.format_bytes(path.stat().st_size)}")

@@ -1,0 +1,59 @@
+"""The `pyvllama` program: its commands and what happens to their errors."""
+
+import logging
+import sys
+from typing import Any
+
+import click
+
+from pyvllama import __version__
+from pyvllama.cli import ui
+from pyvllama.cli.convert import convert
+from pyvllama.cli.run import run
+from pyvllama.cli.show import show
+from pyvllama.errors import VllamaError
+
+__all__ = ["main"]
+
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+class _Group(click.Group):
+    """Errors that we raise on purpose become one line and exit code 2, never a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except VllamaError as e:
+            ui.error(str(e))
+            ctx.exit(EXIT_ERROR)
+        except KeyboardInterrupt:
+            ctx.exit(EXIT_INTERRUPTED)
+        except BrokenPipeError:  # the reader of our output has gone
+            sys.stderr.close()
+            ctx.exit(EXIT_ERROR)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="pyvllama")
+@click.option("-v", "--verbose", is_flag=True, help="Show llama.cpp's log and our own on stderr.")
+def main(verbose: bool) -> None:
+    """Llama 3.2 Vision on your own machine.
+
+    \b
+    pyvllama run -i photo.jpg "What is this?"       the bundled pocket model
+    pyvllama convert CHECKPOINT -o models           weights from Hugging Face to GGUF
+    pyvllama run models -i photo.jpg                chat about a picture
+    """
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.ERROR, format="%(name)s: %(message)s", stream=sys.stderr
+    )
+
+
+main.add_command(run)
+main.add_command(convert)
+main.add_command(show)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""`pyvllama run`: one answer, or a simple chat."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+import pyvllama
+from pyvllama.cli import ui
+from pyvllama.cli.chat_loop import chat_loop
+from pyvllama.llm import DEFAULT_N_CTX
+
+__all__ = ["run"]
+
+Command = Callable[..., None]
+
+
+def _sampling_options(command: Command) -> Command:
+    options = (
+        click.option("--max-tokens", type=click.IntRange(min=1), help="Longest answer, in tokens."),
+        click.option("--temperature", type=click.FloatRange(min=0), help="0 is greedy. Default: the model's own."),
+        click.option("--top-p", type=click.FloatRange(0, 1), help="Nucleus sampling; 1 is off."),
+        click.option("--top-k", type=click.IntRange(min=0), help="Likeliest tokens to choose from; 0 is off."),
+        click.option("--min-p", type=click.FloatRange(0, 1), help="Least relative probability; 0 is off."),
+        click.option("--repeat-penalty", type=float, help="Divides logits of recent tokens; 1 is off."),
+        click.option("--presence-penalty", type=float, help="OpenAI's; 0 is off."),
+        click.option("--frequency-penalty", type=float, help="OpenAI's; 0 is off."),
+        click.option("--seed", type=click.IntRange(min=0), help="Same seed, same answer."),
+        click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; repeatable."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _model_options(command: Command) -> Command:
+    options = (
+        click.option("--mmproj", type=click.Path(), help="The mmproj file, if it is not beside the text file."),
+        click.option("-c", "--ctx-size", type=click.IntRange(min=1), default=DEFAULT_N_CTX, show_default=True,
+                     help="Positions of the context."),
+        click.option("-t", "--threads", type=click.IntRange(min=1), help="CPU threads. Default: physical cores."),
+        click.option("-ngl", "--gpu-layers", type=int, default=0, show_default=True,
+                     help="Text layers on the GPU, -1 for all; any but 0 also puts the vision part there."),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def split_arguments(arguments: tuple[str, ...]) -> tuple[str | None, str | None]:
+    """(MODEL, PROMPT) from what stands on the command line.
+
+    One argument alone is a model if it looks like one (a path that exists, a .gguf, a path with a slash and no blank),
+    else a prompt.
+    """
+    if len(arguments) > 2:
+        raise click.UsageError(f"at most MODEL and PROMPT are expected, got {len(arguments)}; quote the prompt")
+    if len(arguments) == 2:
+        return arguments
+    if not arguments:
+        return None, None
+    word = arguments[0]
+    looks_like_path = "/" in word and not any(c.isspace() for c in word)
+    is_model = word.endswith(".gguf") or looks_like_path or Path(word).exists()
+    return (word, None) if is_model else (None, word)
+
+
+@click.command()
+@click.argument("arguments", nargs=-1, metavar="[MODEL] [PROMPT]")
+@click.option("-i", "--image", "images", multiple=True, metavar="PATH|URL", help="A picture; repeatable.")
+@click.option("-s", "--system", metavar="TEXT", help="System prompt.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout: text, usage, timings.")
+@click.option("--timings/--no-timings", default=True, help="The line below the answer, on stderr.")
+@_model_options
+@_sampling_options
+def run(
+    arguments: tuple[str, ...],
+    images: tuple[str, ...],
+    system: str | None,
+    as_json: bool,
+    timings: bool,
+    mmproj: str | None,
+    ctx_size: int,
+    threads: int | None,
+    gpu_layers: int,
+    **sampling: Any,
+) -> None:
+    """Answer a question about pictures, or chat.
+
+    MODEL is a text GGUF (its mmproj-*.gguf beside it), or a directory with the pair; without one, the bundled pocket
+    model answers. Without PROMPT a chat begins; a prompt may also come through a pipe.
+
+    \b
+    pyvllama run models/Llama-3.2-11B-Vision-Instruct-Q4_K_M.gguf -i photo.jpg "What is this?"
+    pyvllama run models -i a.jpg -i b.jpg --temperature 0 "What differs?"
+    pyvllama run models                                  chat; /image PATH attaches a picture
+    echo "Describe it." | pyvllama run -i shapes.png --json
+    """
+    model, prompt = split_arguments(arguments)
+    if prompt is None and (as_json or not sys.stdin.isatty()):
+        prompt = sys.stdin.read().strip()
+    if model is None:
+        ui.note("No model named: using the bundled pocket model (coloured shapes and short texts only).")
+    with ui.fraction_progress("Loading") as progress:
+        llm = pyvllama.load(
+            model, mmproj, n_ctx=ctx_size, n_threads=threads, n_gpu_layers=gpu_layers, progress=progress
+        )
+    options = {k: v for k, v in sampling.items() if v not in (None, ())}
+    with llm:
+        if llm.model.is_graft:
+            ui.note("The mmproj was made with another text model of the same shapes: its eyes are grafted onto this one.")
+        if prompt is None:
+            chat_loop(llm, system=system, images=images, options=options, show_timings=timings)
+            return
+        parts = [{"type": "image_url", "image_url": {"url": image}} for image in images]
+        messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": [*parts, {"type": "text", "text": prompt}]})
+        with ui.fraction_progress("Looking at the picture") as progress:
+            stream = llm.chat(messages, stream=True, image_progress=progress, **options)
+        if as_json:
+            _print_json(stream)
+            return
+        last = print_stream(stream)
+        if timings:
+            ui.note(ui.format_timings(last["timings"]))
+
+
+def print_stream(stream: Any) -> dict[str, Any]:
+    """Write an answer as it comes; returns the last chunk."""
+    chunk: dict[str, Any] = {}
+    for chunk in stream:
+        ui.write_answer(chunk["choices"][0]["delta"].get("content", ""))
+    ui.write_answer("\n")
+    return chunk
+
+
+def _print_json(stream: Any) -> None:
+    chunks = list(stream)
+    last = chunks[-1]
+    click.echo(
+        json.dumps(
+            {
+                "text": "".join(c["choices"][0]["delta"].get("content", "") for c in chunks),
+                "finish_reason": last["choices"][0]["finish_reason"],
+                "model": last["model"],
+                "usage": last["usage"],
+                "timings": last["timings"],
+            },
+            ensure_ascii=False,
+        )
+    )

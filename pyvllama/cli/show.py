@@ -1,0 +1,95 @@
+"""`pyvllama show`: what is in a pair, without loading it."""
+
+import json
+from collections import Counter
+from typing import Any
+
+import click
+
+from pyvllama.cli import ui
+from pyvllama.gguf_file import GGUFFile, pairing_hash
+from pyvllama.locate import locate
+
+__all__ = ["show"]
+
+
+def describe(model: str | None, mmproj: str | None) -> dict[str, Any]:
+    """What `show` prints, as a JSON object. Sizes in bytes."""
+    pair = locate(model, mmproj)
+    text, vision = GGUFFile(pair.text), GGUFFile(pair.mmproj)
+    t, v = text.metadata, vision.metadata
+    return {
+        "name": t.get("general.name"),
+        "text": {
+            "file": str(pair.text),
+            **_contents(text),
+            "layers": t.get("llama.block_count"),
+            "width": t.get("llama.embedding_length"),
+            "heads": [t.get("llama.attention.head_count"), t.get("llama.attention.head_count_kv")],
+            "context_length": t.get("llama.context_length"),
+            "tokens": text.tensors["token_embd.weight"].shape[0] if "token_embd.weight" in text.tensors else None,
+        },
+        "mmproj": {
+            "file": str(pair.mmproj),
+            **_contents(vision),
+            "vision_layers": [v.get("clip.vision.block_count"), v.get("clip.mllama.global_block_count")],
+            "cross_attention_layers": v.get("clip.mllama.cross_attention_layers"),
+            "tile_size": v.get("clip.vision.image_size"),
+            "max_num_tiles": v.get("clip.mllama.max_num_tiles"),
+        },
+        "made_together": pairing_hash(text) == v.get("clip.mllama.pairing_hash"),
+    }
+
+
+def _contents(file: GGUFFile) -> dict[str, Any]:
+    types: Counter[str] = Counter()
+    n_parameters = 0
+    for tensor in file.tensors.values():
+        types[tensor.type] += tensor.n_bytes
+        size = 1
+        for n in tensor.shape:
+            size *= n
+        n_parameters += size
+    return {
+        "parameters": n_parameters,
+        "bytes": sum(types.values()),
+        "bytes_by_type": dict(types.most_common()),
+    }
+
+
+@click.command()
+@click.argument("model", required=False)
+@click.option("--mmproj", type=click.Path(), help="The mmproj file, if it is not beside the text file.")
+@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+def show(model: str | None, mmproj: str | None, as_json: bool) -> None:
+    """Show what is in a model, without loading it.
+
+    \b
+    pyvllama show models
+    pyvllama show models/Llama-3.2-11B-Vision-Instruct-Q4_K_M.gguf --json
+    """
+    d = describe(model, mmproj)
+    if as_json:
+        click.echo(json.dumps(d, indent=2))
+        return
+    text, vision = d["text"], d["mmproj"]
+    lines = [
+        ("model", d["name"]),
+        ("text", text["file"]),
+        ("", _size(text)),
+        ("", f"{text['layers']} self-attention layers, width {text['width']}, {text['heads'][0]} heads, "
+             f"{text['heads'][1]} of keys and values, {text['tokens']} tokens, trained for {text['context_length']}"),
+        ("mmproj", vision["file"]),
+        ("", _size(vision)),
+        ("", f"{vision['vision_layers'][0]} + {vision['vision_layers'][1]} vision layers, up to "
+             f"{vision['max_num_tiles']} tiles of {vision['tile_size']} x {vision['tile_size']} pixels"),
+        ("", f"cross-attention layers {', '.join(map(str, vision['cross_attention_layers'] or []))}"),
+        ("pair", "made together" if d["made_together"] else "of different text models (grafted)"),
+    ]  # fmt: skip
+    for label, value in lines:
+        click.echo(f"{label:8}{value}")
+
+
+def _size(part: dict[str, Any]) -> str:
+    types = ", ".join(f"{t} {ui.format_bytes(n)}" for t, n in part["bytes_by_type"].items())
+    return f"{part['parameters'] / 1e6:,.1f} M parameters, {ui.format_bytes(part['bytes'])} ({types})"

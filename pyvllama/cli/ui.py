@@ -1,0 +1,100 @@
+"""All looks of the command line: what goes to a terminal, and what to a pipe. Answers go to stdout, the rest to stderr."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+__all__ = ["bytes_progress", "error", "format_bytes", "format_timings", "fraction_progress", "note", "write_answer"]
+
+_err = Console(stderr=True, highlight=False)
+
+
+def note(text: str) -> None:
+    """A line beside the answer."""
+    _err.print(text, style="dim", markup=False, soft_wrap=True)
+
+
+def error(text: str) -> None:
+    """A line that says what went wrong."""
+    _err.print(f"Error: {text}", style="red", markup=False, soft_wrap=True)
+
+
+def write_answer(text: str) -> None:
+    """A piece of an answer, at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def format_bytes(n: float) -> str:
+    """Bytes for people: 812 B, 25.5 MiB, 7.2 GiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if n < 1024 or unit == "GiB":
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1024
+    raise AssertionError
+
+
+def format_timings(timings: dict[str, Any]) -> str:
+    """One line: image encoding, prompt and answer, each with its time or rate."""
+    parts = []
+    if timings["image_encode_ms"]:
+        parts.append(f"image {timings['image_encode_ms'] / 1000:.2f} s")
+    elif timings["image_cached"]:
+        parts.append("image cached")
+    parts.append(
+        f"prompt {timings['prompt_n']} tokens {timings['prompt_ms'] / 1000:.2f} s "
+        f"({timings['prompt_per_second']:.0f}/s)"
+    )
+    parts.append(
+        f"answer {timings['predicted_n']} tokens {timings['predicted_ms'] / 1000:.2f} s "
+        f"({timings['predicted_per_second']:.1f}/s)"
+    )
+    return " · ".join(parts)
+
+
+@contextlib.contextmanager
+def fraction_progress(what: str) -> Iterator[Callable[[float], None]]:
+    """A bar for work that tells the fraction done; it vanishes at the end. Nothing where stderr is no terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=_err, transient=True, disable=not _err.is_terminal) as bar:
+        task: TaskID | None = None
+
+        def update(fraction: float) -> None:
+            nonlocal task
+            if task is None:
+                task = bar.add_task(what, total=1.0)
+            bar.update(task, completed=fraction)
+
+        yield update
+
+
+@contextlib.contextmanager
+def bytes_progress() -> Iterator[Callable[[int, int, str], None]]:
+    """A bar for work that tells bytes done and in all, and what it is at: size, rate, time left."""
+    columns = (
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}", style="dim"),
+    )
+    with Progress(*columns, console=_err, disable=not _err.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+
+        def update(done: int, total: int, what: str) -> None:
+            bar.update(task, completed=done, total=total, description=what)
+
+        yield update

@@ -1,0 +1,213 @@
+"""A llama.cpp context with the cross-attention hook in it: rows in, logits out. Knows no text and no chat."""
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pyvllama._runtime import llama_cpp, native
+from pyvllama.errors import BackendError, ConfigError, ContextOverflow
+from pyvllama.model import Model
+
+__all__ = ["Context", "ContextParams", "Row"]
+
+_NO_SLOT = 1
+KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "bf16": 30}  # ggml_type
+_FLASH_ATTN = {None: -1, False: 0, True: 1}  # llama_flash_attn_type
+
+
+@dataclass(frozen=True, slots=True)
+class ContextParams:
+    """Sizes of a context.
+
+    Attributes:
+        n_ctx: positions of all sequences together.
+        n_batch: rows a decode call takes.
+        n_ubatch: rows computed at once.
+        n_seq_max: sequences.
+        n_threads: CPU threads for single rows and, with n_threads_batch, for many.
+        kv_type: type of the self-attention cache: f32, f16, bf16 or q8_0.
+        flash_attn: for self-attention; None lets llama.cpp choose.
+    """
+
+    n_ctx: int = 4096
+    n_batch: int = 512
+    n_ubatch: int = 512
+    n_seq_max: int = 1
+    n_threads: int = 1
+    n_threads_batch: int = 1
+    kv_type: str = "f16"
+    flash_attn: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One position of one sequence, to be decoded.
+
+    Attributes:
+        token: its id.
+        pos: its position in the sequence.
+        images: ImageStates it sees, oldest first; empty: it passes cross-attention layers unchanged.
+        seq: its sequence.
+        logits: whether its logits are wanted.
+    """
+
+    token: int
+    pos: int
+    images: tuple[Any, ...] = ()
+    seq: int = 0
+    logits: bool = False
+
+
+class Context:
+    """A llama_context and its hook. Not thread-safe. `close` is idempotent.
+
+    Raises:
+        ConfigError: an option out of range.
+        BackendError: llama.cpp cannot create the context (memory).
+    """
+
+    def __init__(self, model: Model, params: ContextParams) -> None:
+        if params.kv_type not in KV_TYPES:
+            raise ConfigError(f"kv_type must be one of {', '.join(KV_TYPES)}, not {params.kv_type!r}")
+        for name in ("n_ctx", "n_batch", "n_ubatch", "n_seq_max", "n_threads", "n_threads_batch"):
+            if getattr(params, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(params, name)}")
+        self.model = model
+        self._hook = native.DecodeHook(model.mmproj, n_threads=params.n_threads)
+        c = llama_cpp.llama_context_default_params()
+        c.n_ctx, c.n_seq_max = params.n_ctx, params.n_seq_max
+        c.n_batch = min(params.n_batch, params.n_ctx)
+        c.n_ubatch = min(params.n_ubatch, c.n_batch)
+        c.n_threads, c.n_threads_batch = params.n_threads, params.n_threads_batch
+        c.type_k = c.type_v = KV_TYPES[params.kv_type]
+        c.flash_attn_type = _FLASH_ATTN[params.flash_attn]
+        # One KV stream: with several, llama.cpp reorders rows between ubatches and the hook would mistake them.
+        c.kv_unified = True
+        c.cb_eval = ctypes.cast(self._hook.cb_eval, llama_cpp.ggml_backend_sched_eval_callback)
+        c.cb_eval_user_data = self._hook.user_data
+        c.abort_callback = ctypes.cast(self._hook.abort_callback, llama_cpp.ggml_abort_callback)
+        c.abort_callback_data = self._hook.user_data
+        self._params = c  # holds the callbacks
+        self._ctx = llama_cpp.llama_init_from_model(model.handle, c)
+        if not self._ctx:
+            raise BackendError(
+                f"llama.cpp could not create a context of {params.n_ctx} positions: there may be too little memory; "
+                "try a smaller n_ctx"
+            )
+        self.n_ctx: int = llama_cpp.llama_n_ctx(self._ctx)
+        self.n_batch: int = llama_cpp.llama_n_batch(self._ctx)
+        self._n_threads = (params.n_threads, params.n_threads_batch)
+        self._token_batch = llama_cpp.llama_batch_init(self.n_batch, 0, 1)
+        self._embd_batch: Any = None  # for image rows of a vocabulary without image token
+
+    @property
+    def handle(self) -> Any:
+        """The llama_context pointer, for llama_cpp's sampler functions."""
+        if self._ctx is None:
+            raise BackendError("the context is closed")
+        return self._ctx
+
+    @property
+    def hook_stats(self) -> dict[str, Any]:
+        """Counters of the cross-attention hook."""
+        stats: dict[str, Any] = self._hook.stats
+        return stats
+
+    def decode(self, rows: Sequence[Row], *, collect: bool = False) -> npt.NDArray[np.float32]:
+        """Compute rows, in order, at most n_batch of them.
+
+        Args:
+            rows: consecutive positions of each sequence, sequences mixed as they come.
+            collect: whether to return logits. A sampler reads those of the last row from the context itself.
+
+        Returns:
+            float32 [number of rows with `logits`, n_tokens of the vocabulary] if collect, else [0, n_tokens].
+
+        Raises:
+            ContextOverflow: no room in the KV cache.
+            BackendError: the computation failed.
+            KeyboardInterrupt: Ctrl-C arrived meanwhile.
+            After any of these the rows' positions have been removed from the cache again.
+        """
+        if not 0 < len(rows) <= self.n_batch:
+            raise ValueError(f"{len(rows)} rows, a batch takes 1 to {self.n_batch}")
+        parts = [np.empty((0, self.model.tokenizer.n_tokens), np.float32)]
+        try:
+            # llama.cpp takes token ids or embeddings, not both in a batch
+            for as_embd, part in groupby(rows, key=lambda r: r.token >= self.model.tokenizer.n_tokens):
+                run = list(part)
+                self._decode(run, as_embd)
+                if collect:
+                    parts.append(self._logits(sum(row.logits for row in run)))
+        except BaseException:
+            for seq in {row.seq for row in rows}:
+                self.remove(seq, min(row.pos for row in rows if row.seq == seq))
+            raise
+        return np.concatenate(parts)
+
+    def _decode(self, rows: list[Row], as_embd: bool) -> None:
+        handle = self.handle
+        batch = self._embedding_batch() if as_embd else self._token_batch
+        embd = self.model.image_token_embd
+        batch.n_tokens = len(rows)
+        for i, row in enumerate(rows):
+            if as_embd:
+                ctypes.memmove(ctypes.addressof(batch.embd[0]) + i * embd.nbytes, embd.ctypes.data, embd.nbytes)
+            else:
+                batch.token[i] = row.token
+            batch.pos[i] = row.pos
+            batch.n_seq_id[i] = 1
+            batch.seq_id[i][0] = row.seq
+            batch.logits[i] = row.logits
+        groups: dict[tuple[int, ...], int] = {}
+        images: list[tuple[Any, ...]] = []
+        for row in rows:
+            key = tuple(map(id, row.images))
+            if row.images and key not in groups:
+                groups[key] = len(images)
+                images.append(row.images)
+        row_group = [groups[tuple(map(id, row.images))] if row.images else -1 for row in rows]
+        self._hook.set_n_threads(self._n_threads[len(rows) > 1])
+        self._hook.begin(row_group, [list(g) for g in images])
+        status = None
+        try:
+            status = llama_cpp.llama_decode(handle, batch)
+        finally:
+            self._hook.end(status == 0)
+        if status == _NO_SLOT:
+            raise ContextOverflow(f"the context of {self.n_ctx} positions has no room for {len(rows)} more")
+        if status != 0:
+            raise BackendError(f"llama_decode failed with status {status}")
+
+    def _embedding_batch(self) -> Any:
+        if self._embd_batch is None:
+            self._embd_batch = llama_cpp.llama_batch_init(self.n_batch, self.model.n_embd, 1)
+        return self._embd_batch
+
+    def _logits(self, n_rows: int) -> npt.NDArray[np.float32]:
+        shape = (n_rows, self.model.tokenizer.n_tokens)
+        if n_rows == 0:
+            return np.empty(shape, np.float32)
+        return np.ctypeslib.as_array(llama_cpp.llama_get_logits(self.handle), shape=shape).copy()
+
+    def remove(self, seq: int, first: int) -> None:
+        """Drop a sequence's positions from `first` on."""
+        llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(self.handle), seq, first, -1)
+
+    def close(self) -> None:
+        """Free the context."""
+        ctx, self._ctx = getattr(self, "_ctx", None), None
+        if ctx is None:
+            return
+        llama_cpp.llama_batch_free(self._token_batch)
+        if self._embd_batch is not None:
+            llama_cpp.llama_batch_free(self._embd_batch)
+        llama_cpp.llama_free(ctx)
+
+    def __del__(self) -> None:
+        self.close()

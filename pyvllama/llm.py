@@ -1,0 +1,296 @@
+"""The public object: a loaded pair that chats, gives logits and encodes images."""
+
+import itertools
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pyvllama._runtime import default_n_threads
+from pyvllama.context import Context, ContextParams
+from pyvllama.errors import BackendError
+from pyvllama.generation import generate
+from pyvllama.image.source import load_image
+from pyvllama.image.tiling import preprocess
+from pyvllama.locate import locate
+from pyvllama.model import Model
+from pyvllama.prompt import build_prompt
+from pyvllama.session import Cell, Session
+from pyvllama.stream import TextStream
+from pyvllama.types import FinishReason, SamplingParams, Timings, Usage
+from pyvllama.vision_cache import VisionCache
+
+__all__ = ["LLM", "load"]
+
+Message = Mapping[str, Any]
+Progress = Callable[[float], bool | None]
+DEFAULT_N_CTX = 4096
+DEFAULT_IMAGE_CACHE_BYTES = 512 << 20
+
+
+def load(
+    model: str | Path | None = None,
+    mmproj: str | Path | None = None,
+    *,
+    n_ctx: int = DEFAULT_N_CTX,
+    n_batch: int = 512,
+    n_ubatch: int = 512,
+    n_threads: int | None = None,
+    n_gpu_layers: int = 0,
+    kv_type: str = "f16",
+    cross_kv_type: str = "f16",
+    flash_attn: bool | None = None,
+    use_mmap: bool = True,
+    repack: bool = True,
+    image_cache_bytes: int = DEFAULT_IMAGE_CACHE_BYTES,
+    progress: Progress | None = None,
+) -> "LLM":
+    """Load a model.
+
+    Args:
+        model: a text GGUF, a directory that holds a pair, or None: the bundled pocket model.
+        mmproj: the mmproj file; None: the one that lies beside the text file.
+        n_ctx: positions of the context; more memory, longer conversations.
+        n_batch: prompt tokens a decode call takes. n_ubatch: those computed at once.
+        n_threads: CPU threads; None: one a physical core.
+        n_gpu_layers: text layers on the GPU, -1 for all; any but 0 also puts the mmproj there.
+        kv_type: type of the self-attention cache: f32, f16, bf16, q8_0.
+        cross_kv_type: type of the images' keys and values: f16, bf16, f32.
+        flash_attn: flash attention in the text model; None lets llama.cpp choose.
+        use_mmap: map the text file instead of reading it.
+        repack: let the CPU keep the mmproj's matmul weights in its fastest layout, a copy in memory.
+        image_cache_bytes: memory for encoded images that may come again.
+        progress: called with the fraction loaded, 0 to 1; returning False stops with Cancelled.
+
+    Raises:
+        ModelNotFound: there is no such model, or no mmproj beside it.
+        FormatError: a file is damaged, of another kind, or the two do not fit.
+        ConfigError: an option out of range.
+        BackendError: too little memory, or llama.cpp failed otherwise.
+    """
+    pair = locate(model, mmproj)
+    loaded = Model(
+        pair.text,
+        pair.mmproj,
+        n_gpu_layers=n_gpu_layers,
+        n_threads=n_threads,
+        cross_kv_type=cross_kv_type,
+        use_mmap=use_mmap,
+        repack=repack,
+        progress=progress,
+    )
+    threads = n_threads or default_n_threads()
+    params = ContextParams(
+        n_ctx=n_ctx,
+        n_batch=n_batch,
+        n_ubatch=n_ubatch,
+        n_threads=threads,
+        n_threads_batch=threads,
+        kv_type=kv_type,
+        flash_attn=flash_attn,
+    )
+    try:
+        return LLM(loaded, params, image_cache_bytes)
+    except BaseException:
+        loaded.close()
+        raise
+
+
+class LLM:
+    """A loaded model with one conversation's worth of context. Made by `load`; a context manager.
+
+    Not thread-safe: one call at a time. A stream that is still open when another call begins ends with an error.
+    """
+
+    def __init__(self, model: Model, params: ContextParams, image_cache_bytes: int) -> None:
+        self.model = model
+        self._session = Session(Context(model, params))
+        self._images = VisionCache(model, image_cache_bytes)
+        self._turn = 0  # of the call that may use the session
+
+    def __enter__(self) -> "LLM":
+        return self
+
+    def __exit__(self, t: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free everything. Idempotent; any other method then raises BackendError."""
+        self._turn += 1
+        self._session.context.close()
+        self._images.clear()
+        self.model.close()
+
+    @property
+    def n_ctx(self) -> int:
+        """Positions of the context."""
+        return self._session.context.n_ctx
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        stream: bool = False,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        min_p: float | None = None,
+        repeat_penalty: float | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        image_progress: Progress | None = None,
+    ) -> Any:
+        """Answer a conversation.
+
+        Args:
+            messages: OpenAI's: `{"role": ..., "content": str | parts}` with parts `{"type": "text", "text": ...}`,
+                `{"type": "image_url", "image_url": {"url": path, http(s) or data: URI}}` and, in Python,
+                `{"type": "image", "image": PIL image, array [h, w, 3] uint8, bytes or path}`.
+            stream: yield chunks instead of returning the whole.
+            max_tokens, temperature, top_p, top_k, min_p, repeat_penalty, presence_penalty, frequency_penalty, seed,
+                stop: see SamplingParams; None takes the model's own default.
+            image_progress: called with the fraction of an image's encoding; returning False stops with Cancelled.
+
+        Returns:
+            OpenAI's `chat.completion` object as a dict, with `timings` beside `usage`. With stream an iterator of
+            `chat.completion.chunk` dicts: the first has the role, the last `finish_reason`, `usage` and `timings`. It
+            may be abandoned at any chunk.
+
+        Raises:
+            PromptError: messages that make no prompt. ContextOverflow: a prompt longer than the context.
+            ImageError: an image that cannot be read. ConfigError: an option out of range.
+            BackendError: the computation failed, or the model is closed.
+        """
+        params = SamplingParams.from_options(
+            self.model.sampling_defaults,
+            {
+                "max_tokens": max_tokens,
+                "temperature": temperature,
+                "top_p": top_p,
+                "top_k": top_k,
+                "min_p": min_p,
+                "repeat_penalty": repeat_penalty,
+                "presence_penalty": presence_penalty,
+                "frequency_penalty": frequency_penalty,
+                "seed": seed,
+                "stop": stop,
+            },
+        )
+        timings, usage = Timings(), Usage()
+        self._turn += 1
+        prompt = self._cells(messages, timings, image_progress)
+        usage.prompt_tokens = len(prompt)
+        start = time.perf_counter()
+        timings.prompt_n = self._session.prefill(prompt)
+        timings.prompt_ms = 1000 * (time.perf_counter() - start)
+        answer = _Answer(self.model.name, timings, usage)
+        deltas = self._deltas(params, answer)
+        if stream:
+            return answer.chunks(deltas)
+        return answer.completion("".join(deltas))
+
+    def logits(self, messages: Sequence[Message]) -> npt.NDArray[np.float32]:
+        """Logits of every row of the rendered prompt, for evaluation.
+
+        Returns:
+            float32 [n_tokens, n_vocab]; row i predicts token i + 1. n_vocab are lm_head's rows: the image token and the
+            padding behind it have no column.
+
+        Raises:
+            As `chat`.
+        """
+        self._turn += 1
+        return self._session.logits(self._cells(messages, Timings(), None))[:, : self.model.n_vocab]
+
+    def encode_image(self, image: Any) -> npt.NDArray[np.float32]:
+        """The cross_attention_states of an image: what the text model's cross-attention layers see.
+
+        Args:
+            image: path, http(s) or data: URI, bytes, PIL image or uint8 array [h, w, 3].
+
+        Returns:
+            float32 [n_tiles, n_positions, n_embd] of the real tiles; position 0 of a tile is its class token.
+
+        Raises:
+            ImageError: an image that cannot be read. BackendError: the computation failed.
+        """
+        tiles = preprocess(load_image(image), self.model.preprocessor)
+        self.model.handle  # noqa: B018  raises when closed
+        _, states, _ = self.model.mmproj.encode(tiles.pixel_values, tiles.aspect_ratio_id, want_states=True)
+        result: npt.NDArray[np.float32] = states
+        return result
+
+    def _cells(self, messages: Sequence[Message], timings: Timings, progress: Progress | None) -> list[Cell]:
+        self.model.handle  # noqa: B018  raises when closed
+        prompt = build_prompt(
+            messages, self.model.template, self.model.tokenizer, image_token_id=self.model.image_token
+        )
+        images = [load_image(slot.source) for slot in prompt.images]  # all readable before the first is encoded
+        at: dict[int, Any] = {}
+        for slot, image in zip(prompt.images, images, strict=True):
+            encoded = self._images.encode(image, progress)
+            timings.image_encode_ms += encoded.encode_ms
+            timings.image_cached += encoded.cached
+            at[slot.position] = encoded.states
+        return [Cell(token, at.get(i)) for i, token in enumerate(prompt.token_ids)]
+
+    def _deltas(self, params: SamplingParams, answer: "_Answer") -> Iterator[str]:
+        turn = self._turn
+        tokenizer = self.model.tokenizer
+        text = TextStream(params.stop)
+        for token in generate(self._session, params, answer.timings):
+            answer.usage.completion_tokens += 1
+            if token in tokenizer.eog:
+                answer.finish_reason = "stop"
+                break
+            delta = text.feed(tokenizer.piece(token))
+            if text.stopped:
+                answer.finish_reason = "stop"
+            if delta:
+                yield delta
+                if turn != self._turn:
+                    raise BackendError("another call on this model has begun since: this stream cannot go on")
+            if text.stopped:
+                return
+        if rest := text.finish():
+            yield rest
+
+
+class _Answer:
+    """One completion in OpenAI's shapes, while it is made."""
+
+    def __init__(self, model: str, timings: Timings, usage: Usage) -> None:
+        self._id = f"chatcmpl-{uuid.uuid4().hex}"
+        self._created = int(time.time())
+        self._model = model
+        self.timings = timings
+        self.usage = usage
+        self.finish_reason: FinishReason = "length"
+
+    def _object(self, kind: str, choice: dict[str, Any]) -> dict[str, Any]:
+        head = {"id": self._id, "object": kind, "created": self._created, "model": self._model}
+        return {**head, "choices": [{"index": 0, **choice}]}
+
+    def _costs(self) -> dict[str, Any]:
+        return {"usage": self.usage.as_dict(), "timings": self.timings.as_dict()}
+
+    def completion(self, text: str) -> dict[str, Any]:
+        message = {"role": "assistant", "content": text}
+        choice = {"message": message, "finish_reason": self.finish_reason, "logprobs": None}
+        return {**self._object("chat.completion", choice), **self._costs()}
+
+    def chunks(self, deltas: Iterator[str]) -> Iterator[dict[str, Any]]:
+        kind = "chat.completion.chunk"
+        first = [{"role": "assistant", "content": ""}]
+        for delta in itertools.chain(first, ({"content": text} for text in deltas)):
+            yield self._object(kind, {"delta": delta, "finish_reason": None, "logprobs": None})
+        last = {"delta": {}, "finish_reason": self.finish_reason, "logprobs": None}
+        yield {**self._object(kind, last), **self._costs()}

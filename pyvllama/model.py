@@ -1,0 +1,216 @@
+"""The two files of a pair, checked against each other and loaded: immutable, shared by any number of contexts."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pyvllama._runtime import default_n_threads, init_backend, llama_cpp, native
+from pyvllama.config import PreprocessorConfig
+from pyvllama.errors import BackendError, Cancelled, ConfigError, FormatError
+from pyvllama.gguf_file import GGUFFile, pairing_hash
+from pyvllama.template import ChatTemplate
+from pyvllama.tokenizer import Tokenizer
+from pyvllama.types import SamplingParams
+
+__all__ = ["Model"]
+
+Progress = Callable[[float], bool | None]
+
+# What must be equal in both files: key of the text file, key of the mmproj's hparams.
+_SHAPES = (
+    ("llama.embedding_length", "text_n_embd"),
+    ("llama.block_count", "text_n_layer_self"),
+    ("llama.attention.head_count", "text_n_head"),
+    ("llama.attention.head_count_kv", "text_n_head_kv"),
+)
+_CROSS_KV_TYPES = ("f16", "bf16", "f32")
+
+
+class Model:
+    """A text GGUF and its mmproj, loaded.
+
+    Args:
+        text: the text GGUF, of llama.cpp's architecture `llama`.
+        mmproj: vision tower, projector and cross-attention layers.
+        n_gpu_layers: text layers on the GPU, -1 for all; any but 0 also puts the mmproj there.
+        n_threads: for loading and for encoding images; None: one a physical core.
+        cross_kv_type: type of the images' keys and values: f16, bf16 or f32.
+        use_mmap: map the text file instead of reading it.
+        repack: let the CPU keep the mmproj's matmul weights in its fastest layout (a copy in memory).
+        progress: called with the fraction done, 0 to 1; returning False stops.
+
+    Attributes:
+        is_graft: the mmproj was made with another text model of the same shapes (allowed on purpose: the text weights
+            of Llama 3.2 Vision are those of Llama 3.1).
+
+    Raises:
+        FormatError: a file is damaged, of another kind, or the two do not fit.
+        BackendError: llama.cpp cannot load the file (memory).
+        Cancelled: progress returned False.
+    """
+
+    def __init__(
+        self,
+        text: Path,
+        mmproj: Path,
+        *,
+        n_gpu_layers: int = 0,
+        n_threads: int | None = None,
+        cross_kv_type: str = "f16",
+        use_mmap: bool = True,
+        repack: bool = True,
+        progress: Progress | None = None,
+    ) -> None:
+        self._handle: Any = None
+        if cross_kv_type not in _CROSS_KV_TYPES:
+            raise ConfigError(f"cross_kv_type must be one of {', '.join(_CROSS_KV_TYPES)}, not {cross_kv_type!r}")
+        self.text_path, self.mmproj_path = text, mmproj
+        self.n_threads = n_threads or default_n_threads()
+        init_backend()
+        text_file, mmproj_file = GGUFFile(text), GGUFFile(mmproj)
+        _require_text_model(text_file)
+        self.text_metadata = text_file.metadata
+        self.mmproj_metadata = mmproj_file.metadata
+        self.mmproj = native.Mmproj(
+            str(mmproj),
+            device="gpu" if n_gpu_layers != 0 and llama_cpp.llama_supports_gpu_offload() else "cpu",
+            n_threads=self.n_threads,
+            cross_kv_type=cross_kv_type,
+            repack=repack,
+            progress=_part(progress, 0.0, 0.5),
+        )
+        self.hparams: dict[str, Any] = self.mmproj.hparams
+        self.image_token_embd: npt.NDArray[np.float32] = self.mmproj.image_token_embd
+        _check_pair(text_file, mmproj_file, self.hparams)
+        self.is_graft = pairing_hash(text_file) != self.hparams["pairing_hash"]
+        self._handle = _load_text(text, n_gpu_layers, use_mmap, _part(progress, 0.5, 1.0))
+        self.tokenizer = Tokenizer(llama_cpp.llama_model_get_vocab(self._handle))
+        self.preprocessor = PreprocessorConfig.from_gguf(self.mmproj_metadata)
+        self.template = self._chat_template()
+
+    @property
+    def handle(self) -> Any:
+        """The llama_model pointer."""
+        if self._handle is None:
+            raise BackendError("the model is closed")
+        return self._handle
+
+    @property
+    def name(self) -> str:
+        """The model's name as the text file has it, else the file's."""
+        return str(self.text_metadata.get("general.name") or self.text_path.stem)
+
+    @property
+    def n_embd(self) -> int:
+        """Width of the text model."""
+        return int(self.hparams["text_n_embd"])
+
+    @property
+    def n_vocab(self) -> int:
+        """Tokens that the model can write: rows of lm_head, the image token and its padding not among them."""
+        return min(int(self.hparams["text_n_vocab"]), self.tokenizer.n_tokens)
+
+    @property
+    def n_ctx_train(self) -> int:
+        """Positions that the model was trained for."""
+        return int(llama_cpp.llama_model_n_ctx_train(self.handle))
+
+    @property
+    def image_token(self) -> int:
+        """The token that stands for an image; outside the vocabulary of a text file that knows none."""
+        return int(self.hparams["image_token_id"])
+
+    @property
+    def sampling_defaults(self) -> SamplingParams:
+        """The model's own generation defaults (generation_config.json); Meta's for the instruct model if it has none."""
+        m = self.text_metadata
+        keys = {"temperature": "temp", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p", "repeat_penalty": "penalty_repeat"}
+        found = {k: m[f"general.sampling.{v}"] for k, v in keys.items() if f"general.sampling.{v}" in m}
+        return SamplingParams.from_options(SamplingParams(), found)
+
+    def _chat_template(self) -> ChatTemplate:
+        # A grafted text model's own template knows no images; the mmproj brings the one it was trained with.
+        own = self.text_metadata.get("tokenizer.chat_template", "")
+        source = own if self.image_token < self.tokenizer.n_tokens and own else ""
+        source = source or self.mmproj_metadata.get("clip.mllama.chat_template", "") or own
+        if not source:
+            raise FormatError(f"{self.text_path} and {self.mmproj_path}: neither holds a chat template")
+        special = {token: text for text, token in self.tokenizer.special_tokens.items()}
+        bos, eos = self.tokenizer.bos, self.tokenizer.eos
+        return ChatTemplate(
+            source,
+            bos_token=special.get(bos, "") if bos is not None else "",
+            eos_token=special.get(eos, "") if eos is not None else "",
+        )
+
+    def close(self) -> None:
+        """Free the text model's weights; contexts must be closed before. Idempotent."""
+        handle, self._handle = getattr(self, "_handle", None), None
+        if handle is not None:
+            llama_cpp.llama_model_free(handle)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _part(progress: Progress | None, first: float, last: float) -> Progress | None:
+    return progress and (lambda fraction: progress(first + fraction * (last - first)))
+
+
+def _require_text_model(file: GGUFFile) -> None:
+    architecture = file.metadata.get("general.architecture")
+    if architecture == "clip":
+        raise FormatError(f"{file.path}: this is an mmproj file; name the text file beside it instead")
+    if architecture != "llama":
+        raise FormatError(
+            f"{file.path}: the architecture is {architecture!r}, expected 'llama': convert the model with "
+            "`pyvllama convert`"
+        )
+
+
+def _check_pair(text: GGUFFile, mmproj: GGUFFile, hparams: dict[str, Any]) -> None:
+    wrong = [
+        f"{key} is {text.metadata.get(key)}, the mmproj was made for {hparams[name]}"
+        for key, name in _SHAPES
+        if text.metadata.get(key) != hparams[name]
+    ]
+    embd = text.tensors.get("token_embd.weight")
+    n_tokens = embd.shape[0] if embd else 0
+    if n_tokens < hparams["text_n_vocab"]:
+        wrong.append(f"the vocabulary has {n_tokens} tokens, the mmproj was made for {hparams['text_n_vocab']}")
+    if wrong:
+        raise FormatError(f"{text.path} and {mmproj.path} do not belong together: {'; '.join(wrong)}")
+
+
+def _load_text(path: Path, n_gpu_layers: int, use_mmap: bool, progress: Progress | None) -> Any:
+    stopped: list[BaseException | None] = []
+
+    def on_progress(fraction: float, _user_data: Any) -> bool:
+        try:
+            go_on = progress is None or progress(fraction) is not False
+        except BaseException as e:  # must not pass through C
+            stopped.append(e)
+            return False
+        if not go_on:
+            stopped.append(None)
+        return go_on
+
+    params = llama_cpp.llama_model_default_params()
+    params.n_gpu_layers = 0x7FFFFFFF if n_gpu_layers < 0 else n_gpu_layers
+    params.use_mmap = use_mmap
+    callback = llama_cpp.llama_progress_callback(on_progress)
+    params.progress_callback = callback
+    handle = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+    if stopped:
+        raise stopped[0] or Cancelled(f"loading {path} was stopped")
+    if not handle:
+        raise BackendError(
+            f"llama.cpp could not load {path}: there may be too little memory, or the file is damaged; "
+            "set logging for 'pyvllama.llama_cpp' to see its own words"
+        )
+    return handle
+
+

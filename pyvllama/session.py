@@ -1,0 +1,129 @@
+"""One conversation on a context: which token and image stands at each position, and what the KV cache holds of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pyvllama.context import Context, Row
+from pyvllama.errors import ContextOverflow, PromptError
+from pyvllama.image_groups import next_group
+
+__all__ = ["Cell", "Session"]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One position: a token and, where the token stands for an image, that image's ImageStates.
+
+    Equal cells with equal cells before them have equal states: what the KV cache holds of them can be used again. Images
+    are compared by identity, the cache gives the same picture the same ImageStates.
+    """
+
+    token: int
+    image: Any = None
+
+
+class Session:
+    """One sequence of a context. Not thread-safe.
+
+    Args:
+        context: shared with other sessions, each on a sequence of its own.
+        seq: the sequence.
+    """
+
+    def __init__(self, context: Context, seq: int = 0) -> None:
+        self.context = context
+        self.seq = seq
+        self._cells: list[Cell] = []
+        self._groups: list[tuple[Any, ...]] = []  # what each position sees
+
+    @property
+    def n_past(self) -> int:
+        """Positions in the KV cache."""
+        return len(self._cells)
+
+    @property
+    def n_left(self) -> int:
+        """Positions that the context has room for."""
+        return self.context.n_ctx - self.n_past
+
+    def prefill(self, prompt: Sequence[Cell]) -> int:
+        """Make the prompt the whole content of the sequence; its last row's logits can then be sampled.
+
+        The longest common beginning with what is there is kept, except for the last position, which is decoded anew.
+
+        Args:
+            prompt: at least one cell.
+
+        Returns:
+            Number of positions decoded.
+
+        Raises:
+            PromptError: an empty prompt.
+            ContextOverflow: the prompt has more positions than the context; nothing has changed.
+            BackendError, KeyboardInterrupt: see `Context.decode`; what was decoded before stays valid.
+        """
+        self._require_room(prompt)
+        same = 0
+        while same < min(len(prompt) - 1, self.n_past) and prompt[same] == self._cells[same]:
+            same += 1
+        self.truncate(same)
+        self._extend(prompt[same:], collect=False)
+        return len(prompt) - same
+
+    def append(self, cell: Cell) -> None:
+        """Decode one more position; its logits can then be sampled.
+
+        Raises:
+            ContextOverflow: the context is full. BackendError, KeyboardInterrupt: see `Context.decode`.
+        """
+        if self.n_left < 1:
+            raise ContextOverflow(f"the context of {self.context.n_ctx} positions is full")
+        self._extend([cell], collect=False)
+
+    def logits(self, prompt: Sequence[Cell]) -> npt.NDArray[np.float32]:
+        """Decode the prompt from the start and return every row's logits.
+
+        Returns:
+            float32 [number of cells, n_tokens of the vocabulary].
+        """
+        self._require_room(prompt)
+        self.truncate(0)
+        return self._extend(prompt, collect=True)
+
+    def truncate(self, n: int) -> None:
+        """Forget all positions from n on."""
+        if n < self.n_past:
+            self.context.remove(self.seq, n)
+            del self._cells[n:], self._groups[n:]
+
+    def _require_room(self, prompt: Sequence[Cell]) -> None:
+        if not prompt:
+            raise PromptError("the prompt is empty")
+        if len(prompt) > self.context.n_ctx:
+            raise ContextOverflow(
+                f"the prompt has {len(prompt)} tokens, the context {self.context.n_ctx}: shorten the conversation or "
+                f"load the model with a larger n_ctx (--ctx-size)"
+            )
+
+    def _extend(self, cells: Sequence[Cell], *, collect: bool) -> npt.NDArray[np.float32]:
+        parts = []
+        for start in range(0, len(cells), self.context.n_batch):
+            part = cells[start : start + self.context.n_batch]
+            is_last = start + len(part) == len(cells)
+            rows, groups = [], []
+            seen = self._groups[-1] if self._groups else ()
+            before = self._cells[-1] if self._cells else None
+            for i, cell in enumerate(part):
+                seen = next_group(seen, before is not None and before.image is not None, cell.image)
+                before = cell
+                groups.append(seen)
+                wanted = collect or (is_last and i == len(part) - 1)
+                rows.append(Row(cell.token, self.n_past + i, seen, self.seq, wanted))
+            parts.append(self.context.decode(rows, collect=collect))
+            self._cells.extend(part)
+            self._groups.extend(groups)
+        return np.concatenate(parts)

@@ -1,0 +1,126 @@
+"""Values that travel: options of a generation, what it cost, what came out."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from pyvllama.errors import ConfigError
+
+__all__ = ["FinishReason", "SamplingParams", "Timings", "Usage"]
+
+FinishReason = str  # "stop": an end token or a stop string; "length": max_tokens or the context is full
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are chosen. OpenAI's words where it has them, llama.cpp's for the rest.
+
+    Attributes:
+        max_tokens: tokens to generate at most; None: until the context is full.
+        temperature: 0 is greedy: always the likeliest token.
+        top_p: nucleus; 1 is off.
+        top_k: likeliest tokens to choose from; 0 is off.
+        min_p: least probability, relative to the likeliest token's; 0 is off.
+        repeat_penalty: divides the logits of recent tokens; 1 is off.
+        presence_penalty, frequency_penalty: subtracted from the logits of recent tokens, once or per occurrence.
+        penalty_last_n: how many tokens are recent; -1: all of the context.
+        seed: same seed, same answer; None: another one each time.
+        stop: the answer ends before the first of these strings.
+    """
+
+    max_tokens: int | None = None
+    temperature: float = 0.6
+    top_p: float = 0.9
+    top_k: int = 0
+    min_p: float = 0.0
+    repeat_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    penalty_last_n: int = 64
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range.
+
+        Raises:
+            ConfigError: names the option, its value and its range.
+        """
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int | float) and low <= value <= high):
+                raise ConfigError(f"{name} must be between {low:g} and {high:g}, not {value!r}")
+        if any(not isinstance(s, str) or not s for s in self.stop):
+            raise ConfigError("stop strings must be strings of at least one character")
+
+    @classmethod
+    def from_options(cls, defaults: "SamplingParams", options: dict[str, Any]) -> "SamplingParams":
+        """The defaults with the given options put over them; options that are None count as not given.
+
+        Raises:
+            ConfigError: an option of another name, or out of range.
+        """
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(options) - known)
+        if unknown:
+            raise ConfigError(f"unknown options: {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+        given = {k: v for k, v in options.items() if v is not None}
+        stop = given.get("stop", ())
+        given["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
+        return cls(**{**asdict(defaults), **given})
+
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "max_tokens": (1, 2**31 - 1),
+    "temperature": (0, 100),
+    "top_p": (0, 1),
+    "top_k": (0, 2**31 - 1),
+    "min_p": (0, 1),
+    "repeat_penalty": (0.01, 100),
+    "presence_penalty": (-100, 100),
+    "frequency_penalty": (-100, 100),
+    "penalty_last_n": (-1, 2**31 - 1),
+    "seed": (0, 2**32 - 1),
+}
+
+
+@dataclass(slots=True)
+class Usage:
+    """Tokens of a completion, as OpenAI counts them; an image is one prompt token."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def as_dict(self) -> dict[str, int]:
+        """OpenAI's `usage` object."""
+        return {**asdict(self), "total_tokens": self.prompt_tokens + self.completion_tokens}
+
+
+@dataclass(slots=True)
+class Timings:
+    """Where the time of a completion went, in milliseconds. What a user feels as speed includes the picture.
+
+    Attributes:
+        image_encode_ms: encoding of the images that were not cached; 0 without images.
+        image_cached: images taken from the cache.
+        prompt_n: prompt tokens decoded, without those that the KV cache held already.
+        predicted_n: tokens generated.
+    """
+
+    image_encode_ms: float = 0.0
+    image_cached: int = 0
+    prompt_n: int = 0
+    prompt_ms: float = 0.0
+    predicted_n: int = 0
+    predicted_ms: float = 0.0
+
+    def as_dict(self) -> dict[str, float]:
+        """The fields and the two rates, `prompt_per_second` and `predicted_per_second`."""
+        rate = {
+            "prompt_per_second": _per_second(self.prompt_n, self.prompt_ms),
+            "predicted_per_second": _per_second(self.predicted_n, self.predicted_ms),
+        }
+        return {**asdict(self), **rate}
+
+
+def _per_second(n: int, ms: float) -> float:
+    return 1000.0 * n / ms if ms > 0 else 0.0
