@@ -9,8 +9,8 @@ namespace pyvllama {
 batch_plan::batch_plan(std::vector<int32_t> row_group, int n_groups) : row_group_(std::move(row_group)) {
     for (size_t i = 0; i < row_group_.size(); ++i) {
         if (row_group_[i] < NO_IMAGE || row_group_[i] >= n_groups) {
-            throw std::invalid_argument("row " + std::to_string(i) + " names image group " + std::to_string(row_group_[i]) +
-                                        " of " + std::to_string(n_groups));
+            throw std::invalid_argument("row " + std::to_string(i) + " names image group " +
+                                        std::to_string(row_group_[i]) + " of " + std::to_string(n_groups));
         }
         sees_images_ = sees_images_ || row_group_[i] != NO_IMAGE;
     }

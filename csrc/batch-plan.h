@@ -13,7 +13,7 @@ constexpr int32_t NO_IMAGE = -1;
 
 // Consecutive rows that see the same group of images.
 struct row_segment {
-    int first;   // row, counted from the start of the run
+    int first;  // row, counted from the start of the run
     int n_rows;
     int group;
     bool operator==(const row_segment & o) const { return first == o.first && n_rows == o.n_rows && group == o.group; }
@@ -21,10 +21,12 @@ struct row_segment {
 
 // Consecutive rows that all see some image: computed in one go.
 struct row_run {
-    int first;   // row, counted from the start of the ubatch
+    int first;  // row, counted from the start of the ubatch
     int n_rows;
     std::vector<row_segment> segments;  // cover the run without holes
-    bool operator==(const row_run & o) const { return first == o.first && n_rows == o.n_rows && segments == o.segments; }
+    bool operator==(const row_run & o) const {
+        return first == o.first && n_rows == o.n_rows && segments == o.segments;
+    }
 };
 
 class batch_plan {

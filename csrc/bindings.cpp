@@ -106,7 +106,8 @@ void poll_signals() {
 }
 
 std::shared_ptr<mmproj> load_mmproj(const std::string & path, const std::string & device, int n_threads,
-                                    const std::string & cross_kv_type, bool repack, bool merge_padding, nb::object progress) {
+                                    const std::string & cross_kv_type, bool repack, bool merge_padding,
+                                    nb::object progress) {
     mmproj_options options;
     options.device = device;
     options.n_threads = n_threads;
@@ -133,7 +134,8 @@ nb::tuple encode(mmproj & self, array_f32_4d pixels, int aspect_ratio_id, bool w
     python_progress p(progress);
     {
         nb::gil_scoped_release release;
-        image = self.encode(pixels.data(), (int) n_tiles, aspect_ratio_id, want_states ? &states : nullptr, &stats, as_progress(p));
+        image = self.encode(pixels.data(), (int) n_tiles, aspect_ratio_id, want_states ? &states : nullptr, &stats,
+                            as_progress(p));
     }
     nb::object array = nb::none();
     if (want_states) {
@@ -238,57 +240,73 @@ NB_MODULE(_native, m) {
 
     m.def("device_names", &device_names, "Names of the devices of this build of llama.cpp, the CPU among them.");
 
-    nb::class_<image_states>(m, "ImageStates",
-                             "Keys and values of one image for every cross-attention layer. Immutable; keep it as long as any "
-                             "token attends to the image.")
+    nb::class_<image_states>(
+        m, "ImageStates",
+        "Keys and values of one image for every cross-attention layer. Immutable; keep it as long as any "
+        "token attends to the image.")
         .def_prop_ro("n_tokens", &image_states::n_tokens, "Rows that text attends to: n_tiles * n_positions.")
         .def_prop_ro("n_bytes", &image_states::n_bytes, "Memory it holds on its device.");
 
     nb::class_<mmproj>(m, "Mmproj", "An mmproj file in memory: encodes images, one at a time.")
-        .def(nb::new_(&load_mmproj), "path"_a, nb::kw_only(), "device"_a = "cpu", "n_threads"_a = 1, "cross_kv_type"_a = "f16",
-             "repack"_a = true, "merge_padding"_a = true, "progress"_a = nb::none(),
+        .def(nb::new_(&load_mmproj), "path"_a, nb::kw_only(), "device"_a = "cpu", "n_threads"_a = 1,
+             "cross_kv_type"_a = "f16", "repack"_a = true, "merge_padding"_a = true, "progress"_a = nb::none(),
              "Args:\n"
              "    device: 'cpu', 'gpu', or one of device_names().\n"
              "    cross_kv_type: 'f16', 'bf16' or 'f32', type of the images' keys and values.\n"
-             "    repack: keep matmul weights in the layout of the CPU's fastest kernels, a copy in memory where there is one.\n"
+             "    repack: keep matmul weights in the layout of the CPU's fastest kernels, a copy in memory where there "
+             "is one.\n"
              "    merge_padding: let one padding tile stand for all of them, which changes no number.\n"
              "    progress: called with the fraction done; returning False stops.\n"
              "Raises:\n"
              "    FormatError: the file is damaged or no mmproj of this architecture.\n"
              "    BackendError: no memory. Cancelled: stopped. ValueError: unknown device or type.")
         .def_prop_ro("hparams", &hparams_dict, "The numbers that Python needs, as a dict.")
-        .def_prop_ro("image_token_embd", &image_token_embd, nb::rv_policy::move, "float32 [text n_embd]: the embedding of the image token.")
-        .def_prop_ro("device_bytes", [](const mmproj & self) { return self.weights()->device_bytes(); }, "Weights in buffers of their own.")
-        .def_prop_ro("mapped_bytes", [](const mmproj & self) { return self.weights()->mapped_bytes(); }, "Weights used from the mapped file.")
-        .def_prop_ro("device", [](const mmproj & self) { return std::string(self.weights()->dev().name()); }, "ggml's name of the device.")
+        .def_prop_ro("image_token_embd", &image_token_embd, nb::rv_policy::move,
+                     "float32 [text n_embd]: the embedding of the image token.")
+        .def_prop_ro(
+            "device_bytes", [](const mmproj & self) { return self.weights()->device_bytes(); },
+            "Weights in buffers of their own.")
+        .def_prop_ro(
+            "mapped_bytes", [](const mmproj & self) { return self.weights()->mapped_bytes(); },
+            "Weights used from the mapped file.")
+        .def_prop_ro(
+            "device", [](const mmproj & self) { return std::string(self.weights()->dev().name()); },
+            "ggml's name of the device.")
         .def("set_n_threads", &mmproj::set_n_threads, "n_threads"_a)
-        .def("encode", &encode, "pixel_values"_a, "aspect_ratio_id"_a, nb::kw_only(), "want_states"_a = false, "progress"_a = nb::none(),
-             "Encode one image.\n\n"
-             "Args:\n"
-             "    pixel_values: float32 [n_tiles, 3, image_size, image_size], normalised.\n"
-             "    aspect_ratio_id: 1-based index of its canvas.\n"
-             "    want_states: also return the cross_attention_states.\n"
-             "    progress: called with the fraction done; returning False stops.\n"
-             "Returns:\n"
-             "    (ImageStates, float32 [n_tiles, n_positions, text n_embd] or None, dict of tower_ms, kv_ms, compute_bytes).\n"
-             "Raises:\n"
-             "    ValueError: shapes or ids that do not fit. BackendError: no memory, or the device failed. Cancelled.");
+        .def(
+            "encode", &encode, "pixel_values"_a, "aspect_ratio_id"_a, nb::kw_only(), "want_states"_a = false,
+            "progress"_a = nb::none(),
+            "Encode one image.\n\n"
+            "Args:\n"
+            "    pixel_values: float32 [n_tiles, 3, image_size, image_size], normalised.\n"
+            "    aspect_ratio_id: 1-based index of its canvas.\n"
+            "    want_states: also return the cross_attention_states.\n"
+            "    progress: called with the fraction done; returning False stops.\n"
+            "Returns:\n"
+            "    (ImageStates, float32 [n_tiles, n_positions, text n_embd] or None, dict of tower_ms, kv_ms, "
+            "compute_bytes).\n"
+            "Raises:\n"
+            "    ValueError: shapes or ids that do not fit. BackendError: no memory, or the device failed. Cancelled.");
 
-    nb::class_<decode_hook>(m, "DecodeHook",
-                            "Runs cross-attention inside llama_decode of one llama_context. Not thread-safe: begin, llama_decode "
-                            "and end follow one another on one thread.")
+    nb::class_<decode_hook>(
+        m, "DecodeHook",
+        "Runs cross-attention inside llama_decode of one llama_context. Not thread-safe: begin, llama_decode "
+        "and end follow one another on one thread.")
         .def(
             "__init__",
             [](decode_hook * self, const mmproj & m, int n_threads) {
                 new (self) decode_hook(m.weights(), m.form(), n_threads, poll_signals);
             },
             "mmproj"_a, nb::kw_only(), "n_threads"_a = 1)
-        .def_prop_ro("cb_eval", [](const decode_hook &) { return (uintptr_t) &decode_hook::cb_eval; },
-                     "Address for llama_context_params.cb_eval.")
-        .def_prop_ro("abort_callback", [](const decode_hook &) { return (uintptr_t) &decode_hook::cb_abort; },
-                     "Address for llama_context_params.abort_callback: lets Ctrl-C end a llama_decode on the CPU.")
-        .def_prop_ro("user_data", [](const decode_hook & self) { return (uintptr_t) &self; },
-                     "Address for cb_eval_user_data and abort_callback_data; valid while this object lives.")
+        .def_prop_ro(
+            "cb_eval", [](const decode_hook &) { return (uintptr_t) &decode_hook::cb_eval; },
+            "Address for llama_context_params.cb_eval.")
+        .def_prop_ro(
+            "abort_callback", [](const decode_hook &) { return (uintptr_t) &decode_hook::cb_abort; },
+            "Address for llama_context_params.abort_callback: lets Ctrl-C end a llama_decode on the CPU.")
+        .def_prop_ro(
+            "user_data", [](const decode_hook & self) { return (uintptr_t) &self; },
+            "Address for cb_eval_user_data and abort_callback_data; valid while this object lives.")
         .def("begin", &decode_hook::begin, "row_group"_a, "groups"_a,
              "Say what the rows of the next llama_decode see.\n\n"
              "Args:\n"
@@ -299,7 +317,8 @@ NB_MODULE(_native, m) {
         .def("end", &decode_hook::end, "decoded"_a,
              "End the batch; decoded: llama_decode returned 0.\n\n"
              "Raises:\n"
-             "    BackendError: a block failed, or rows were missed. KeyboardInterrupt and others that arose meanwhile.\n"
+             "    BackendError: a block failed, or rows were missed. KeyboardInterrupt and others that arose "
+             "meanwhile.\n"
              "    The batch's rows must then be removed from the KV cache.")
         .def("set_n_threads", &decode_hook::set_n_threads, "n_threads"_a)
         .def_prop_ro("stats", &stats_dict, "Counters since creation, as a dict.");

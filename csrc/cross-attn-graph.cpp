@@ -31,17 +31,19 @@ struct attention_builder {
     size_t j_cross;
     attention_form form;
 
-    // q [n_embd_head, n_head, n_rows], normed -> [n_embd, n_rows]. No mask: all rows see all tokens of the images. So the
-    // query heads that share a KV head are just more rows of that head.
+    // q [n_embd_head, n_head, n_rows], normed -> [n_embd, n_rows]. No mask: all rows see all tokens of the images. So
+    // the query heads that share a KV head are just more rows of that head.
     ggml_tensor * operator()(ggml_tensor * q, const image_group & images) const {
         const int64_t d = h.n_embd_head(), n_kv = h.n_head_kv, n_rows = q->ne[2], g = h.n_head / n_kv;
         // [d, g, n_kv, n_rows] -> [d, g*n_rows, n_kv]
-        ggml_tensor * qf = n_rows == 1 ? ggml_reshape_3d(ctx, q, d, g, n_kv)
-                                       : ggml_cont_3d(ctx, ggml_permute(ctx, ggml_reshape_4d(ctx, q, d, g, n_kv, n_rows), 0, 1, 3, 2),
-                                                      d, g * n_rows, n_kv);
+        ggml_tensor * qf =
+            n_rows == 1 ? ggml_reshape_3d(ctx, q, d, g, n_kv)
+                        : ggml_cont_3d(ctx, ggml_permute(ctx, ggml_reshape_4d(ctx, q, d, g, n_kv, n_rows), 0, 1, 3, 2),
+                                       d, g * n_rows, n_kv);
         const float scale = 1.0f / std::sqrt((float) d);
         if (form == attention_form::flash) {
-            ggml_tensor * o = ggml_flash_attn_ext(ctx, qf, join(images, true), join(images, false), nullptr, scale, 0.0f, 0.0f);
+            ggml_tensor * o =
+                ggml_flash_attn_ext(ctx, qf, join(images, true), join(images, false), nullptr, scale, 0.0f, 0.0f);
             ggml_prec_set_acc(o, GGML_PREC_F32);  // [d, n_kv, g*n_rows]
             o = ggml_reshape_4d(ctx, o, d, n_kv, g, n_rows);
             return ggml_cont_2d(ctx, ggml_permute(ctx, o, 0, 2, 1, 3), h.n_embd, n_rows);
@@ -66,7 +68,8 @@ struct attention_builder {
         for (const image_states_ptr & image : images) {
             ggml_tensor * part = p;
             if (images.size() > 1) {
-                part = ggml_view_3d(ctx, p, image->n_tokens(), p->ne[1], p->ne[2], p->nb[1], p->nb[2], first * p->nb[0]);
+                part =
+                    ggml_view_3d(ctx, p, image->n_tokens(), p->ne[1], p->ne[2], p->nb[1], p->nb[2], first * p->nb[0]);
                 part = ggml_cont(ctx, part);
                 first += image->n_tokens();
             }
@@ -106,9 +109,10 @@ void build_image_states(ggml_context * ctx, ggml_cgraph * graph, const mllama_we
     }
 }
 
-ggml_tensor * build_cross_attn_block(ggml_context * ctx, const mllama_weights & weights, size_t j_cross, ggml_tensor * x,
-                                     const std::vector<row_segment> & segments, const std::vector<image_group> & groups,
-                                     attention_form form, std::vector<ggml_tensor *> & views) {
+ggml_tensor * build_cross_attn_block(ggml_context * ctx, const mllama_weights & weights, size_t j_cross,
+                                     ggml_tensor * x, const std::vector<row_segment> & segments,
+                                     const std::vector<image_group> & groups, attention_form form,
+                                     std::vector<ggml_tensor *> & views) {
     const cross_layer & l = weights.cross[j_cross];
     const mllama_text_hparams & h = weights.hparams().text;
     const int64_t n_rows = x->ne[1];
@@ -121,7 +125,9 @@ ggml_tensor * build_cross_attn_block(ggml_context * ctx, const mllama_weights & 
         const int chunk = form == attention_form::softmax ? ROWS_PER_CHUNK : s.n_rows;
         for (int i = 0; i < s.n_rows; i += chunk) {
             const int64_t n = std::min(chunk, s.n_rows - i);
-            ggml_tensor * qs = n == n_rows ? q : ggml_view_3d(ctx, q, q->ne[0], q->ne[1], n, q->nb[1], q->nb[2], (s.first + i) * q->nb[2]);
+            ggml_tensor * qs =
+                n == n_rows ? q
+                            : ggml_view_3d(ctx, q, q->ne[0], q->ne[1], n, q->nb[1], q->nb[2], (s.first + i) * q->nb[2]);
             parts.push_back(attention(qs, groups[s.group]));
         }
     }

@@ -22,9 +22,10 @@ using image_group = std::vector<image_states_ptr>;
 //   segments  cover the rows
 //   views     gets the tensors whose memory is x's (to be re-pointed with it)
 // Returns the last node.
-ggml_tensor * build_cross_attn_block(ggml_context * ctx, const mllama_weights & weights, size_t j_cross, ggml_tensor * x,
-                                     const std::vector<row_segment> & segments, const std::vector<image_group> & groups,
-                                     attention_form form, std::vector<ggml_tensor *> & views);
+ggml_tensor * build_cross_attn_block(ggml_context * ctx, const mllama_weights & weights, size_t j_cross,
+                                     ggml_tensor * x, const std::vector<row_segment> & segments,
+                                     const std::vector<image_group> & groups, attention_form form,
+                                     std::vector<ggml_tensor *> & views);
 
 // How many nodes the block needs at most.
 size_t cross_attn_block_nodes(int n_rows, const std::vector<row_segment> & segments,

@@ -38,9 +38,9 @@ void alias_rows(ggml_tensor * x, const ggml_tensor * l_out, int first_row) {
 struct decode_hook::block {
     ggml_context_ptr ctx;
     ggml_cgraph * graph = nullptr;
-    ggml_tensor * x = nullptr;             // the rows: l_out's own memory, or a copy when the devices differ
-    ggml_tensor * far = nullptr;           // copy only: the rows on the other device
-    std::vector<ggml_tensor *> views;      // results in place: their memory is x's
+    ggml_tensor * x = nullptr;         // the rows: l_out's own memory, or a copy when the devices differ
+    ggml_tensor * far = nullptr;       // copy only: the rows on the other device
+    std::vector<ggml_tensor *> views;  // results in place: their memory is x's
     uint64_t used = 0;
 };
 
@@ -59,7 +59,9 @@ decode_hook::decode_hook(std::shared_ptr<const mllama_weights> weights, attentio
 
 decode_hook::~decode_hook() = default;
 
-void decode_hook::set_n_threads(int n_threads) { pyvllama::set_n_threads(backend_.get(), n_threads); }
+void decode_hook::set_n_threads(int n_threads) {
+    pyvllama::set_n_threads(backend_.get(), n_threads);
+}
 
 void decode_hook::begin(std::vector<int32_t> row_group, std::vector<image_group> groups) {
     for (const image_group & group : groups) {
@@ -138,8 +140,8 @@ bool decode_hook::cb_abort(void * user_data) {
 
 void decode_hook::after_layer(ggml_tensor * l_out) {
     const int n_rows = (int) l_out->ne[1];
-    if (l_out->type != GGML_TYPE_F32 || l_out->ne[0] != weights_->hparams().text.n_embd || ggml_nrows(l_out) != n_rows ||
-        !ggml_is_contiguous(l_out)) {
+    if (l_out->type != GGML_TYPE_F32 || l_out->ne[0] != weights_->hparams().text.n_embd ||
+        ggml_nrows(l_out) != n_rows || !ggml_is_contiguous(l_out)) {
         throw backend_error(std::string("tensor ") + l_out->name + " is no F32 matrix of hidden states");
     }
     for (size_t j : cross_after_.at(layer_of(l_out))) {
@@ -156,7 +158,8 @@ void decode_hook::after_layer(ggml_tensor * l_out) {
 
 // The block of one layer for one shape of run: what it sees and how its rows are divided. Replayed for every token that
 // sees the same images; all blocks share one scratch buffer.
-decode_hook::block & decode_hook::find_block(size_t j_cross, const ggml_tensor * l_out, const row_run & run, bool copy) {
+decode_hook::block & decode_hook::find_block(size_t j_cross, const ggml_tensor * l_out, const row_run & run,
+                                             bool copy) {
     std::vector<int64_t> key = { (int64_t) j_cross, run.n_rows, copy };
     for (const row_segment & s : run.segments) {
         key.push_back(s.first);
@@ -173,7 +176,8 @@ decode_hook::block & decode_hook::find_block(size_t j_cross, const ggml_tensor *
     const mllama_text_hparams & h = weights_->hparams().text;
     const size_t n_nodes = cross_attn_block_nodes(run.n_rows, run.segments, groups_);
     auto b = std::make_unique<block>();
-    b->ctx.reset(ggml_init({ (n_nodes + 8) * ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false), nullptr, true }));
+    b->ctx.reset(ggml_init(
+        { (n_nodes + 8) * ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false), nullptr, true }));
     b->x = ggml_new_tensor_2d(b->ctx.get(), GGML_TYPE_F32, h.n_embd, run.n_rows);
     if (copy) {
         b->far = ggml_new_tensor_2d(b->ctx.get(), GGML_TYPE_F32, h.n_embd, run.n_rows);
@@ -183,13 +187,15 @@ decode_hook::block & decode_hook::find_block(size_t j_cross, const ggml_tensor *
         alias_rows(b->x, l_out, run.first);  // memory that is not the allocator's business
     }
     b->graph = ggml_new_graph_custom(b->ctx.get(), n_nodes, false);
-    ggml_build_forward_expand(b->graph, build_cross_attn_block(b->ctx.get(), *weights_, j_cross, b->x, run.segments, groups_, form_, b->views));
+    ggml_build_forward_expand(b->graph, build_cross_attn_block(b->ctx.get(), *weights_, j_cross, b->x, run.segments,
+                                                               groups_, form_, b->views));
     require_support(backend_.get(), b->graph);
 
     const size_t before = ggml_gallocr_get_buffer_size(scratch_.get(), 0);
     if (!ggml_gallocr_alloc_graph(scratch_.get(), b->graph)) {
         blocks_.clear();
-        throw backend_error(std::string("no memory on ") + ggml_backend_name(backend_.get()) + " for a cross-attention block");
+        throw backend_error(std::string("no memory on ") + ggml_backend_name(backend_.get()) +
+                            " for a cross-attention block");
     }
     stats_.scratch_bytes = ggml_gallocr_get_buffer_size(scratch_.get(), 0);
     if (stats_.scratch_bytes != before) {

@@ -2,8 +2,9 @@
 // When it has computed `l_out-K`, the output of the self-attention layer before a cross-attention layer, the hook runs
 // the gated cross-attention block on that tensor's own memory, and the scheduler goes on with layer K+1.
 //
-// One hook belongs to one llama_context; begin(), llama_decode() and end() follow one another on one thread. The context
-// must have one KV stream (kv_unified, or n_seq_max = 1): with several, llama.cpp reorders rows between ubatches.
+// One hook belongs to one llama_context; begin(), llama_decode() and end() follow one another on one thread. The
+// context must have one KV stream (kv_unified, or n_seq_max = 1): with several, llama.cpp reorders rows between
+// ubatches.
 #pragma once
 
 #include <exception>
@@ -19,10 +20,10 @@
 namespace pyvllama {
 
 struct hook_stats {
-    int64_t n_blocks = 0;        // blocks computed
-    int64_t n_graphs = 0;        // graphs built for them
-    int64_t n_copies = 0;        // blocks whose rows had to travel between devices
-    double ms = 0;               // time spent in the hook
+    int64_t n_blocks = 0;  // blocks computed
+    int64_t n_graphs = 0;  // graphs built for them
+    int64_t n_copies = 0;  // blocks whose rows had to travel between devices
+    double ms = 0;         // time spent in the hook
     size_t scratch_bytes = 0;
 };
 
@@ -30,7 +31,8 @@ class decode_hook {
   public:
     // poll, if given, is called at most every 100 ms while llama.cpp computes on the CPU; what it throws ends the
     // computation and is rethrown by end().
-    decode_hook(std::shared_ptr<const mllama_weights> weights, attention_form form, int n_threads, std::function<void()> poll);
+    decode_hook(std::shared_ptr<const mllama_weights> weights, attention_form form, int n_threads,
+                std::function<void()> poll);
     ~decode_hook();
     decode_hook(const decode_hook &) = delete;
     decode_hook & operator=(const decode_hook &) = delete;
@@ -71,7 +73,7 @@ class decode_hook {
     std::vector<int> rows_done_;  // per cross layer
     std::exception_ptr failure_;
 
-    ggml_gallocr_ptr scratch_;    // shared by all blocks: one runs at a time and nothing outlives it
+    ggml_gallocr_ptr scratch_;  // shared by all blocks: one runs at a time and nothing outlives it
     std::map<std::vector<int64_t>, std::unique_ptr<block>> blocks_;
     uint64_t clock_ = 0;
     hook_stats stats_;

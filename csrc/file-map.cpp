@@ -39,7 +39,9 @@ file_map::file_map(const std::string & path) {
     data_ = (const uint8_t *) p;
 }
 
-file_map::~file_map() { munmap((void *) data_, size_); }
+file_map::~file_map() {
+    munmap((void *) data_, size_);
+}
 
 void file_map::drop(size_t offset, size_t size) const {
     const size_t page = (size_t) sysconf(_SC_PAGESIZE);

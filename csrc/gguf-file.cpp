@@ -31,13 +31,16 @@ gguf_file::gguf_file(const std::string & path) : path_(path), bytes_(path) {
     for (int64_t i = 0; i < n_tensors; ++i) {
         const size_t first = gguf_get_tensor_offset(gguf_.get(), i), size = gguf_get_tensor_size(gguf_.get(), i);
         if (data > bytes_.size() || first > bytes_.size() - data || size > bytes_.size() - data - first) {
-            fail(std::string("tensor '") + gguf_get_tensor_name(gguf_.get(), i) + "' reaches past the end of the file (" +
-                 std::to_string(bytes_.size()) + " bytes): the file is truncated, get or convert it again");
+            fail(std::string("tensor '") + gguf_get_tensor_name(gguf_.get(), i) +
+                 "' reaches past the end of the file (" + std::to_string(bytes_.size()) +
+                 " bytes): the file is truncated, get or convert it again");
         }
     }
 }
 
-void gguf_file::fail(const std::string & what) const { throw format_error(path_ + ": " + what); }
+void gguf_file::fail(const std::string & what) const {
+    throw format_error(path_ + ": " + what);
+}
 
 int64_t gguf_file::find(const char * key, gguf_type type) const {
     const int64_t id = gguf_find_key(gguf_.get(), key);
@@ -46,18 +49,27 @@ int64_t gguf_file::find(const char * key, gguf_type type) const {
     }
     const gguf_type found = gguf_get_kv_type(gguf_.get(), id);
     if (found != type) {
-        fail(std::string("key '") + key + "' is of type " + gguf_type_name(found) + ", expected " + gguf_type_name(type));
+        fail(std::string("key '") + key + "' is of type " + gguf_type_name(found) + ", expected " +
+             gguf_type_name(type));
     }
     return id;
 }
 
-std::string gguf_file::str(const char * key) const { return gguf_get_val_str(gguf_.get(), find(key, GGUF_TYPE_STRING)); }
+std::string gguf_file::str(const char * key) const {
+    return gguf_get_val_str(gguf_.get(), find(key, GGUF_TYPE_STRING));
+}
 
-bool gguf_file::boolean(const char * key) const { return gguf_get_val_bool(gguf_.get(), find(key, GGUF_TYPE_BOOL)); }
+bool gguf_file::boolean(const char * key) const {
+    return gguf_get_val_bool(gguf_.get(), find(key, GGUF_TYPE_BOOL));
+}
 
-uint32_t gguf_file::u32(const char * key) const { return gguf_get_val_u32(gguf_.get(), find(key, GGUF_TYPE_UINT32)); }
+uint32_t gguf_file::u32(const char * key) const {
+    return gguf_get_val_u32(gguf_.get(), find(key, GGUF_TYPE_UINT32));
+}
 
-float gguf_file::f32(const char * key) const { return gguf_get_val_f32(gguf_.get(), find(key, GGUF_TYPE_FLOAT32)); }
+float gguf_file::f32(const char * key) const {
+    return gguf_get_val_f32(gguf_.get(), find(key, GGUF_TYPE_FLOAT32));
+}
 
 std::vector<int32_t> gguf_file::i32_array(const char * key) const {
     const int64_t id = find(key, GGUF_TYPE_ARRAY);
@@ -84,6 +96,9 @@ ggml_tensor * gguf_file::tensor(const std::string & name, const std::vector<int6
         fail("tensor '" + name + "' has shape " + shape_string(found) + ", expected " + shape_string(ne) +
              " (fastest dimension first)");
     }
+    if (t->type != GGML_TYPE_F32 && !ggml_get_type_traits(t->type)->to_float) {
+        fail("tensor '" + name + "' is of type " + ggml_type_name(t->type) + ", which is no type of weights");
+    }
     known_.insert(name);
     return t;
 }
@@ -103,10 +118,8 @@ std::vector<float> gguf_file::values(const ggml_tensor * tensor, int64_t first, 
     const uint8_t * src = bytes_.data() + offset(tensor) + ggml_type_size(type) * (first / block);
     if (type == GGML_TYPE_F32) {
         std::copy((const float *) src, (const float *) src + n, out.begin());
-    } else if (const auto to_float = ggml_get_type_traits(type)->to_float) {
-        to_float(src, out.data(), n);
     } else {
-        fail(std::string("tensor '") + tensor->name + "' is of type " + ggml_type_name(type) + ", which has no values");
+        ggml_get_type_traits(type)->to_float(src, out.data(), n);
     }
     return out;
 }

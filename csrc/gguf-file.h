@@ -28,7 +28,8 @@ class gguf_file {
     float f32(const char * key) const;
     std::vector<int32_t> i32_array(const char * key) const;
 
-    // The tensor (no data attached yet), whose shape must be ne (ggml order, trailing ones implied).
+    // The tensor (no data attached yet), whose shape must be ne (ggml order, trailing ones implied) and whose type must
+    // be one of weights (floating point or quantized).
     ggml_tensor * tensor(const std::string & name, const std::vector<int64_t> & ne);
     // Offset of its data from the start of the file.
     size_t offset(const ggml_tensor * tensor) const;

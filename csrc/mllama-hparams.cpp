@@ -96,8 +96,8 @@ mllama_vision_hparams load_vision(const gguf_file & f) {
     for (size_t i = 0; i < ratios.size(); i += 2) {
         const int64_t rows = ratios[i], cols = ratios[i + 1];
         if (rows < 1 || cols < 1 || rows * cols > h.max_num_tiles) {
-            f.fail(std::string("'") + KEY_ASPECT_RATIOS + "' has " + std::to_string(rows) + " x " + std::to_string(cols) +
-                   " tiles, at most " + std::to_string(h.max_num_tiles) + " are possible");
+            f.fail(std::string("'") + KEY_ASPECT_RATIOS + "' has " + std::to_string(rows) + " x " +
+                   std::to_string(cols) + " tiles, at most " + std::to_string(h.max_num_tiles) + " are possible");
         }
         h.aspect_ratios.push_back({ (int) rows, (int) cols });
     }

@@ -11,31 +11,31 @@
 namespace pyvllama {
 
 struct mllama_vision_hparams {
-    int n_embd;              // 1280 in the 11B model
-    int n_head;              // 16
-    int n_ff;                // 5120
-    int n_layer_local;       // 32
-    int n_layer_global;      // 8, gated
-    int image_size;          // edge of a tile in pixels: 560
-    int patch_size;          // 14
-    int max_num_tiles;       // 4
-    float layer_norm_eps;    // of the blocks
-    std::vector<int> intermediate_layers;                 // their inputs are handed to the projector
-    std::vector<std::array<int, 2>> aspect_ratios;        // (rows, columns) in tiles; aspect_ratio_id - 1 indexes it
+    int n_embd;                                     // 1280 in the 11B model
+    int n_head;                                     // 16
+    int n_ff;                                       // 5120
+    int n_layer_local;                              // 32
+    int n_layer_global;                             // 8, gated
+    int image_size;                                 // edge of a tile in pixels: 560
+    int patch_size;                                 // 14
+    int max_num_tiles;                              // 4
+    float layer_norm_eps;                           // of the blocks
+    std::vector<int> intermediate_layers;           // their inputs are handed to the projector
+    std::vector<std::array<int, 2>> aspect_ratios;  // (rows, columns) in tiles; aspect_ratio_id - 1 indexes it
 
     int n_patches() const { return (image_size / patch_size) * (image_size / patch_size); }
-    int n_positions() const { return n_patches() + 1; }               // class token first
-    int n_pad_rows() const { return (8 - n_positions() % 8) % 8; }    // Meta pads a tile's rows to a multiple of 8
+    int n_positions() const { return n_patches() + 1; }             // class token first
+    int n_pad_rows() const { return (8 - n_positions() % 8) % 8; }  // Meta pads a tile's rows to a multiple of 8
     int n_embd_out() const { return n_embd * (1 + (int) intermediate_layers.size()); }
 };
 
 struct mllama_text_hparams {
-    int n_layer;             // of the HF model: self-attention and cross-attention layers together
-    int n_embd;              // 4096
-    int n_head;              // 32
-    int n_head_kv;           // 8
-    int n_ff;                // 14336
-    int n_vocab;             // rows of lm_head
+    int n_layer;    // of the HF model: self-attention and cross-attention layers together
+    int n_embd;     // 4096
+    int n_head;     // 32
+    int n_head_kv;  // 8
+    int n_ff;       // 14336
+    int n_vocab;    // rows of lm_head
     float rms_norm_eps;
     std::vector<int> cross_attention_layers;  // HF indices, ascending
 

@@ -181,7 +181,9 @@ void mllama_weights::place(bool repack, const progress_fn & progress) {
     }
 }
 
-std::vector<float> mllama_weights::class_embd() const { return file_.values(class_embd_, 0, class_embd_->ne[0]); }
+std::vector<float> mllama_weights::class_embd() const {
+    return file_.values(class_embd_, 0, class_embd_->ne[0]);
+}
 
 std::vector<float> mllama_weights::position_embd() const {
     std::vector<float> r = file_.values(position_embd_, 0, ggml_nelements(position_embd_));
@@ -215,8 +217,12 @@ std::vector<float> mllama_weights::image_token_embd() const {
     return file_.values(image_token_embd_, 0, image_token_embd_->ne[0]);
 }
 
-size_t mllama_weights::device_bytes() const { return device_bytes_; }
+size_t mllama_weights::device_bytes() const {
+    return device_bytes_;
+}
 
-size_t mllama_weights::mapped_bytes() const { return mapped_bytes_; }
+size_t mllama_weights::mapped_bytes() const {
+    return mapped_bytes_;
+}
 
 }  // namespace pyvllama

@@ -23,28 +23,28 @@ struct layer_norm {
 // MllamaVisionEncoderLayer. Shapes in ggml order.
 struct vision_layer {
     layer_norm ln1, ln2;
-    ggml_tensor *q, *k, *v, *o;                     // [n_embd, n_embd], no bias
-    ggml_tensor *ffn_up, *ffn_up_b;                 // [n_embd, n_ff], [n_ff]
-    ggml_tensor *ffn_down, *ffn_down_b;             // [n_ff, n_embd], [n_embd]
-    float gate_attn = 1.0f, gate_ffn = 1.0f;        // tanh(raw) in the global layers, 1 in the local ones
+    ggml_tensor *q, *k, *v, *o;               // [n_embd, n_embd], no bias
+    ggml_tensor *ffn_up, *ffn_up_b;           // [n_embd, n_ff], [n_ff]
+    ggml_tensor *ffn_down, *ffn_down_b;       // [n_ff, n_embd], [n_embd]
+    float gate_attn = 1.0f, gate_ffn = 1.0f;  // tanh(raw) in the global layers, 1 in the local ones
 };
 
 // MllamaCrossAttentionDecoderLayer.
 struct cross_layer {
-    int il_hf;                                      // its index in the HF model
-    int il_after;                                   // the self-attention layer (text GGUF index) whose output it rewrites
-    ggml_tensor *attn_norm, *ffn_norm;              // [n_embd]
-    ggml_tensor *q_norm, *k_norm;                   // [n_embd_head]
-    ggml_tensor *q, *o;                             // [n_embd, n_embd]
-    ggml_tensor *k, *v;                             // [n_embd, n_embd_head*n_head_kv]
-    ggml_tensor *ffn_gate, *ffn_up, *ffn_down;      // [n_embd, n_ff], [n_embd, n_ff], [n_ff, n_embd]
-    float gate_attn, gate_ffn;                      // tanh(raw)
+    int il_hf;                                  // its index in the HF model
+    int il_after;                               // the self-attention layer (text GGUF index) whose output it rewrites
+    ggml_tensor *attn_norm, *ffn_norm;          // [n_embd]
+    ggml_tensor *q_norm, *k_norm;               // [n_embd_head]
+    ggml_tensor *q, *o;                         // [n_embd, n_embd]
+    ggml_tensor *k, *v;                         // [n_embd, n_embd_head*n_head_kv]
+    ggml_tensor *ffn_gate, *ffn_up, *ffn_down;  // [n_embd, n_ff], [n_embd, n_ff], [n_ff, n_embd]
+    float gate_attn, gate_ffn;                  // tanh(raw)
 };
 
 class mllama_weights {
   public:
-    // repack: let the CPU keep matmul weights in the layout its fastest kernels want (a copy in memory); without it, and
-    // for types that have no such layout, they stay in the mapped file.
+    // repack: let the CPU keep matmul weights in the layout its fastest kernels want (a copy in memory); without it,
+    // and for types that have no such layout, they stay in the mapped file.
     mllama_weights(const std::string & path, const device & dev, bool repack, const progress_fn & progress);
 
     const mllama_hparams & hparams() const { return hparams_; }
@@ -52,22 +52,22 @@ class mllama_weights {
     const std::string & path() const { return file_.path(); }
 
     // on the device
-    ggml_tensor *patch_embd;                        // [patch*patch*3, n_embd], always F32: small, and pixels stay exact
+    ggml_tensor * patch_embd;  // [patch*patch*3, n_embd], always F32: small, and pixels stay exact
     layer_norm pre_ln, post_ln;
     std::vector<vision_layer> local, global;
-    ggml_tensor *mm, *mm_b;                         // [n_embd_out, text n_embd], [text n_embd]
+    ggml_tensor *mm, *mm_b;  // [n_embd_out, text n_embd], [text n_embd]
     std::vector<cross_layer> cross;
 
     // on the host, F32; gates applied
-    std::vector<float> class_embd() const;                                 // [n_embd]
-    std::vector<float> position_embd() const;                              // [n_embd, n_positions]
-    std::vector<float> tile_position_embd(int aspect_ratio_id) const;      // [n_embd, n_positions, max_num_tiles]
-    std::vector<float> pre_tile_embd(int aspect_ratio_id) const;           // [n_embd, max_num_tiles]
-    std::vector<float> post_tile_embd(int aspect_ratio_id) const;          // [n_embd, max_num_tiles]
-    std::vector<float> image_token_embd() const;                           // [text n_embd]
+    std::vector<float> class_embd() const;                             // [n_embd]
+    std::vector<float> position_embd() const;                          // [n_embd, n_positions]
+    std::vector<float> tile_position_embd(int aspect_ratio_id) const;  // [n_embd, n_positions, max_num_tiles]
+    std::vector<float> pre_tile_embd(int aspect_ratio_id) const;       // [n_embd, max_num_tiles]
+    std::vector<float> post_tile_embd(int aspect_ratio_id) const;      // [n_embd, max_num_tiles]
+    std::vector<float> image_token_embd() const;                       // [text n_embd]
 
-    size_t device_bytes() const;   // weights in buffers of their own
-    size_t mapped_bytes() const;   // weights used where they lie in the mapped file
+    size_t device_bytes() const;  // weights in buffers of their own
+    size_t mapped_bytes() const;  // weights used where they lie in the mapped file
 
   private:
     void find_tensors();
@@ -87,7 +87,8 @@ class mllama_weights {
     std::vector<ggml_backend_buffer_ptr> buffers_;
     size_t device_bytes_ = 0, mapped_bytes_ = 0;
 
-    ggml_tensor *class_embd_, *position_embd_, *tile_position_embd_, *pre_tile_embd_, *post_tile_embd_, *image_token_embd_;
+    ggml_tensor *class_embd_, *position_embd_, *tile_position_embd_, *pre_tile_embd_, *post_tile_embd_,
+        *image_token_embd_;
     float position_gate_, pre_tile_gate_, post_tile_gate_;  // tanh(raw)
 };
 

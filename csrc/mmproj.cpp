@@ -18,13 +18,15 @@ image_states_ptr compute_image_states(const mllama_weights & weights, attention_
                                       ggml_backend_t backend, ggml_tensor * states, const progress_fn & progress) {
     auto image = std::make_shared<image_states>(weights, form, type, (int) states->ne[1]);
     const size_t n_nodes = 24 * weights.cross.size() + 16;
-    ggml_context_ptr ctx(ggml_init({ n_nodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false), nullptr, true }));
+    ggml_context_ptr ctx(
+        ggml_init({ n_nodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false), nullptr, true }));
     ggml_cgraph * graph = ggml_new_graph_custom(ctx.get(), n_nodes, false);
     build_image_states(ctx.get(), graph, weights, states, *image, form);
     require_support(backend, graph);
     ggml_gallocr_ptr scratch(ggml_gallocr_new(ggml_backend_get_default_buffer_type(backend)));
     if (!ggml_gallocr_alloc_graph(scratch.get(), graph)) {
-        throw backend_error(std::string("no memory on ") + ggml_backend_name(backend) + " for an image's keys and values");
+        throw backend_error(std::string("no memory on ") + ggml_backend_name(backend) +
+                            " for an image's keys and values");
     }
     compute_graph(backend, graph, progress);
     return image;
@@ -32,10 +34,12 @@ image_states_ptr compute_image_states(const mllama_weights & weights, attention_
 
 }  // namespace
 
-mmproj::mmproj(const std::string & path, const mmproj_options & options, const progress_fn & progress) : options_(options) {
+mmproj::mmproj(const std::string & path, const mmproj_options & options, const progress_fn & progress)
+    : options_(options) {
     const ggml_type kv = options.cross_kv_type;
     if (kv != GGML_TYPE_F32 && kv != GGML_TYPE_F16 && kv != GGML_TYPE_BF16) {
-        throw std::invalid_argument(std::string("keys and values of images can be f32, f16 or bf16, not ") + ggml_type_name(kv));
+        throw std::invalid_argument(std::string("keys and values of images can be f32, f16 or bf16, not ") +
+                                    ggml_type_name(kv));
     }
     const device dev(options.device);
     weights_ = std::make_shared<const mllama_weights>(path, dev, options.repack, progress);

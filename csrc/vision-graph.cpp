@@ -19,7 +19,8 @@ vision_graph::vision_graph(const mllama_weights & weights, const vision_rows & r
       mask_form_(!weights.dev().is_cpu()) {
     const size_t n_layers = weights.local.size() + weights.global.size();
     const size_t n_nodes = 64 * n_layers + 32 * rows.n_tiles + 256;
-    ctx_owner_.reset(ggml_init({ n_nodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false), nullptr, true }));
+    ctx_owner_.reset(
+        ggml_init({ n_nodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false), nullptr, true }));
     ctx_ = ctx_owner_.get();
     graph_ = ggml_new_graph_custom(ctx_, n_nodes, false);
     build(states);
@@ -32,8 +33,8 @@ ggml_tensor * vision_graph::norm(ggml_tensor * x, const layer_norm & ln, float e
 // softmax(q k^T / sqrt(d) + key_bias) v; q [n_embd, n_q], k and v [n_embd, n_k]; weighted: with the key bias.
 //
 // K and V stay F32: with F16 ones ggml's CPU kernel accumulates in F16 where there are few rows. It takes masks in F16
-// only, which would round log(n), so on the CPU the bias comes as one more dimension: q' = [q, 1], k' = [k, bias/scale].
-// GPU kernels know fixed head sizes only and round K to F16 anyway: there it is a mask.
+// only, which would round log(n), so on the CPU the bias comes as one more dimension: q' = [q, 1], k' = [k,
+// bias/scale]. GPU kernels know fixed head sizes only and round K to F16 anyway: there it is a mask.
 ggml_tensor * vision_graph::attention(ggml_tensor * q, ggml_tensor * k, ggml_tensor * v, bool weighted) {
     const int64_t n_q = q->ne[1], n_k = k->ne[1];
     auto heads = [&](ggml_tensor * x, int64_t n) {  // [n_embd, n] -> [n_embd_head, n, n_head]
@@ -185,6 +186,8 @@ void vision_graph::compute(ggml_backend_t backend, const vision_input & input, c
     compute_graph(backend, graph_, on_node);
 }
 
-size_t vision_graph::compute_bytes() const { return scratch_ ? ggml_gallocr_get_buffer_size(scratch_.get(), 0) : 0; }
+size_t vision_graph::compute_bytes() const {
+    return scratch_ ? ggml_gallocr_get_buffer_size(scratch_.get(), 0) : 0;
+}
 
 }  // namespace pyvllama

@@ -44,8 +44,8 @@ vision_input make_vision_input(const mllama_weights & weights, const float * pix
     const auto & ratio = h.aspect_ratios[aspect_ratio_id - 1];
     if (n_tiles != ratio[0] * ratio[1]) {
         throw std::invalid_argument("aspect_ratio_id " + std::to_string(aspect_ratio_id) + " is " +
-                                    std::to_string(ratio[0]) + " x " + std::to_string(ratio[1]) + " tiles, but there are " +
-                                    std::to_string(n_tiles));
+                                    std::to_string(ratio[0]) + " x " + std::to_string(ratio[1]) +
+                                    " tiles, but there are " + std::to_string(n_tiles));
     }
     const size_t n_embd = h.n_embd, n_pos = h.n_positions(), n_values = 3 * (size_t) h.patch_size * h.patch_size;
     const std::vector<float> class_embd = weights.class_embd(), position = weights.position_embd();
@@ -55,8 +55,8 @@ vision_input make_vision_input(const mllama_weights & weights, const float * pix
 
     const int n_padding = h.max_num_tiles - n_tiles;
     for (int t = n_tiles; t < h.max_num_tiles && merge_padding; ++t) {
-        merge_padding = all_zero(tile_position, t * n_pos * n_embd, n_pos * n_embd) && all_zero(pre_tile, t * n_embd, n_embd) &&
-                        all_zero(post_tile, t * n_embd, n_embd);
+        merge_padding = all_zero(tile_position, t * n_pos * n_embd, n_pos * n_embd) &&
+                        all_zero(pre_tile, t * n_embd, n_embd) && all_zero(post_tile, t * n_embd, n_embd);
     }
     vision_input in;
     vision_rows & rows = in.rows;

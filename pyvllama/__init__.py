@@ -8,6 +8,8 @@
 ...     print(answer["choices"][0]["message"]["content"])
 """
 
+from typing import TYPE_CHECKING, Any
+
 from pyvllama import errors
 from pyvllama.errors import (
     BackendError,
@@ -24,7 +26,10 @@ from pyvllama.errors import (
     VllamaError,
 )
 from pyvllama.llm import LLM, load
-from pyvllama.types import SamplingParams
+from pyvllama.types import Pair, SamplingParams
+
+if TYPE_CHECKING:
+    from pyvllama.conversion import convert
 
 __version__ = "0.1.0"
 
@@ -40,10 +45,21 @@ __all__ = [
     "ImageFetchRefused",
     "ImageTooLarge",
     "ModelNotFound",
+    "Pair",
     "PromptError",
     "SamplingParams",
     "VllamaError",
     "__version__",
+    "convert",
     "errors",
     "load",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "convert":  # not loaded by those who only chat
+        from pyvllama.conversion import convert  # noqa: PLC0415
+
+        globals()["convert"] = convert
+        return convert
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -157,7 +157,7 @@ class Context:
         batch.n_tokens = len(rows)
         for i, row in enumerate(rows):
             if as_embd:
-                ctypes.memmove(ctypes.addressof(batch.embd[0]) + i * embd.nbytes, embd.ctypes.data, embd.nbytes)
+                ctypes.memmove(ctypes.addressof(batch.embd.contents) + i * embd.nbytes, embd.ctypes.data, embd.nbytes)
             else:
                 batch.token[i] = row.token
             batch.pos[i] = row.pos

@@ -56,7 +56,8 @@ def load(
         model: a text GGUF, a directory that holds a pair, or None: the bundled pocket model.
         mmproj: the mmproj file; None: the one that lies beside the text file.
         n_ctx: positions of the context; more memory, longer conversations.
-        n_batch: prompt tokens a decode call takes. n_ubatch: those computed at once.
+        n_batch: prompt tokens a decode call takes.
+        n_ubatch: prompt tokens computed at once.
         n_threads: CPU threads; None: one a physical core.
         n_gpu_layers: text layers on the GPU, -1 for all; any but 0 also puts the mmproj there.
         kv_type: type of the self-attention cache: f32, f16, bf16, q8_0.
@@ -225,8 +226,8 @@ class LLM:
         tiles = preprocess(load_image(image), self.model.preprocessor)
         self.model.handle  # noqa: B018  raises when closed
         _, states, _ = self.model.mmproj.encode(tiles.pixel_values, tiles.aspect_ratio_id, want_states=True)
-        result: npt.NDArray[np.float32] = states
-        return result
+        assert states is not None
+        return states
 
     def _cells(self, messages: Sequence[Message], timings: Timings, progress: Progress | None) -> list[Cell]:
         self.model.handle  # noqa: B018  raises when closed
@@ -292,5 +293,5 @@ class _Answer:
         first = [{"role": "assistant", "content": ""}]
         for delta in itertools.chain(first, ({"content": text} for text in deltas)):
             yield self._object(kind, {"delta": delta, "finish_reason": None, "logprobs": None})
-        last = {"delta": {}, "finish_reason": self.finish_reason, "logprobs": None}
+        last: dict[str, Any] = {"delta": {}, "finish_reason": self.finish_reason, "logprobs": None}
         yield {**self._object(kind, last), **self._costs()}

@@ -1,24 +1,16 @@
 """From what a user calls a model to the two files of a pair."""
 
 import re
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
 from pyvllama.errors import ModelNotFound
+from pyvllama.types import Pair
 
-__all__ = ["Pair", "find_mmproj", "locate", "pocket_pair", "pocket_picture"]
+__all__ = ["find_mmproj", "locate", "pocket_pair", "pocket_picture"]
 
 _MMPROJ_PREFIX = "mmproj-"
 _TYPE_SUFFIX = re.compile(r"[-.](F32|F16|BF16|I?Q\d\w*|TQ\d\w*|MXFP4\w*)$", re.IGNORECASE)
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """The two files of a model."""
-
-    text: Path
-    mmproj: Path
 
 
 def pocket_pair() -> Pair:
@@ -96,4 +88,3 @@ def _existing(path: str | Path) -> Path:
     if not path.is_file():
         raise ModelNotFound(f"{path}: no such mmproj file")
     return path
-

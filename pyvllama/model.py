@@ -9,8 +9,9 @@ import numpy.typing as npt
 
 from pyvllama._runtime import default_n_threads, init_backend, llama_cpp, native
 from pyvllama.config import PreprocessorConfig
-from pyvllama.errors import BackendError, Cancelled, ConfigError, FormatError
+from pyvllama.errors import BackendError, Cancelled, ConfigError, FormatError, PromptError
 from pyvllama.gguf_file import GGUFFile, pairing_hash
+from pyvllama.pair_checks import check_pair, check_text
 from pyvllama.template import ChatTemplate
 from pyvllama.tokenizer import Tokenizer
 from pyvllama.types import SamplingParams
@@ -19,14 +20,14 @@ __all__ = ["Model"]
 
 Progress = Callable[[float], bool | None]
 
-# What must be equal in both files: key of the text file, key of the mmproj's hparams.
-_SHAPES = (
-    ("llama.embedding_length", "text_n_embd"),
-    ("llama.block_count", "text_n_layer_self"),
-    ("llama.attention.head_count", "text_n_head"),
-    ("llama.attention.head_count_kv", "text_n_head_kv"),
-)
 _CROSS_KV_TYPES = ("f16", "bf16", "f32")
+_SAMPLING_KEYS = {  # our option: llama.cpp's key
+    "temperature": "general.sampling.temp",
+    "top_p": "general.sampling.top_p",
+    "top_k": "general.sampling.top_k",
+    "min_p": "general.sampling.min_p",
+    "repeat_penalty": "general.sampling.penalty_repeat",
+}
 
 
 class Model:
@@ -71,7 +72,7 @@ class Model:
         self.n_threads = n_threads or default_n_threads()
         init_backend()
         text_file, mmproj_file = GGUFFile(text), GGUFFile(mmproj)
-        _require_text_model(text_file)
+        check_text(text_file)
         self.text_metadata = text_file.metadata
         self.mmproj_metadata = mmproj_file.metadata
         self.mmproj = native.Mmproj(
@@ -84,7 +85,7 @@ class Model:
         )
         self.hparams: dict[str, Any] = self.mmproj.hparams
         self.image_token_embd: npt.NDArray[np.float32] = self.mmproj.image_token_embd
-        _check_pair(text_file, mmproj_file, self.hparams)
+        check_pair(text_file, mmproj_file, self.hparams)
         self.is_graft = pairing_hash(text_file) != self.hparams["pairing_hash"]
         self._handle = _load_text(text, n_gpu_layers, use_mmap, _part(progress, 0.5, 1.0))
         self.tokenizer = Tokenizer(llama_cpp.llama_model_get_vocab(self._handle))
@@ -125,10 +126,8 @@ class Model:
 
     @property
     def sampling_defaults(self) -> SamplingParams:
-        """The model's own generation defaults (generation_config.json); Meta's for the instruct model if it has none."""
-        m = self.text_metadata
-        keys = {"temperature": "temp", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p", "repeat_penalty": "penalty_repeat"}
-        found = {k: m[f"general.sampling.{v}"] for k, v in keys.items() if f"general.sampling.{v}" in m}
+        """The model's own generation defaults; what it does not say, as Meta's instruct model has it."""
+        found = {k: self.text_metadata[v] for k, v in _SAMPLING_KEYS.items() if v in self.text_metadata}
         return SamplingParams.from_options(SamplingParams(), found)
 
     def _chat_template(self) -> ChatTemplate:
@@ -140,11 +139,14 @@ class Model:
             raise FormatError(f"{self.text_path} and {self.mmproj_path}: neither holds a chat template")
         special = {token: text for text, token in self.tokenizer.special_tokens.items()}
         bos, eos = self.tokenizer.bos, self.tokenizer.eos
-        return ChatTemplate(
-            source,
-            bos_token=special.get(bos, "") if bos is not None else "",
-            eos_token=special.get(eos, "") if eos is not None else "",
-        )
+        try:
+            return ChatTemplate(
+                source,
+                bos_token=special.get(bos, "") if bos is not None else "",
+                eos_token=special.get(eos, "") if eos is not None else "",
+            )
+        except PromptError as e:
+            raise FormatError(f"{self.text_path if source is own else self.mmproj_path}: {e}") from e
 
     def close(self) -> None:
         """Free the text model's weights; contexts must be closed before. Idempotent."""
@@ -158,31 +160,6 @@ class Model:
 
 def _part(progress: Progress | None, first: float, last: float) -> Progress | None:
     return progress and (lambda fraction: progress(first + fraction * (last - first)))
-
-
-def _require_text_model(file: GGUFFile) -> None:
-    architecture = file.metadata.get("general.architecture")
-    if architecture == "clip":
-        raise FormatError(f"{file.path}: this is an mmproj file; name the text file beside it instead")
-    if architecture != "llama":
-        raise FormatError(
-            f"{file.path}: the architecture is {architecture!r}, expected 'llama': convert the model with "
-            "`pyvllama convert`"
-        )
-
-
-def _check_pair(text: GGUFFile, mmproj: GGUFFile, hparams: dict[str, Any]) -> None:
-    wrong = [
-        f"{key} is {text.metadata.get(key)}, the mmproj was made for {hparams[name]}"
-        for key, name in _SHAPES
-        if text.metadata.get(key) != hparams[name]
-    ]
-    embd = text.tensors.get("token_embd.weight")
-    n_tokens = embd.shape[0] if embd else 0
-    if n_tokens < hparams["text_n_vocab"]:
-        wrong.append(f"the vocabulary has {n_tokens} tokens, the mmproj was made for {hparams['text_n_vocab']}")
-    if wrong:
-        raise FormatError(f"{text.path} and {mmproj.path} do not belong together: {'; '.join(wrong)}")
 
 
 def _load_text(path: Path, n_gpu_layers: int, use_mmap: bool, progress: Progress | None) -> Any:
@@ -212,5 +189,3 @@ def _load_text(path: Path, n_gpu_layers: int, use_mmap: bool, progress: Progress
             "set logging for 'pyvllama.llama_cpp' to see its own words"
         )
     return handle
-
-

@@ -18,8 +18,8 @@ __all__ = ["Cell", "Session"]
 class Cell:
     """One position: a token and, where the token stands for an image, that image's ImageStates.
 
-    Equal cells with equal cells before them have equal states: what the KV cache holds of them can be used again. Images
-    are compared by identity, the cache gives the same picture the same ImageStates.
+    Equal cells with equal cells before them have equal states: what the KV cache holds of them can be used again.
+    Images are compared by identity: the vision cache gives the same picture the same ImageStates.
     """
 
     token: int

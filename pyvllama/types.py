@@ -1,11 +1,21 @@
-"""Values that travel: options of a generation, what it cost, what came out."""
+"""Values that travel: a model's files, options of a generation, what it cost."""
 
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from pyvllama.errors import ConfigError
 
-__all__ = ["FinishReason", "SamplingParams", "Timings", "Usage"]
+__all__ = ["FinishReason", "Pair", "SamplingParams", "Timings", "Usage"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The two files of a model: the text GGUF, which stock llama.cpp loads too, and the mmproj."""
+
+    text: Path
+    mmproj: Path
+
 
 FinishReason = str  # "stop": an end token or a stop string; "length": max_tokens or the context is full
 

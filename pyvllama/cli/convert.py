@@ -11,12 +11,24 @@ __all__ = ["convert"]
 
 @click.command()
 @click.argument("src", type=click.Path(path_type=Path))
-@click.option("-o", "--output", "out_dir", type=click.Path(path_type=Path, file_okay=False), required=True,
-              help="Directory for the two files; made if it does not exist.")
-@click.option("-q", "--text-type", default="q4_k_m", show_default=True,
-              help="Text model and cross-attention layers: f32, f16, bf16, q8_0, q4_k_m.")
-@click.option("--mmproj-type", default="q8_0", show_default=True,
-              help="Vision tower and projector: f32, f16, bf16, q8_0, q4_k.")
+@click.option(
+    "-o",
+    "--output",
+    "out_dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="Directory for the two files; made if it does not exist.",
+)
+@click.option(
+    "-q",
+    "--text-type",
+    default="q4_k_m",
+    show_default=True,
+    help="Text model and cross-attention layers: f32, f16, bf16, q8_0, q4_k_m.",
+)
+@click.option(
+    "--mmproj-type", default="q8_0", show_default=True, help="Vision tower and projector: f32, f16, bf16, q8_0, q4_k."
+)
 @click.option("--cross-type", help="Cross-attention layers. Default: as the text model.")
 @click.option("--name", help="Name of the files and the model. Default: the source's.")
 @click.option("-t", "--threads", type=click.IntRange(min=1), help="Default: all cores.")
@@ -31,7 +43,7 @@ def convert(
     threads: int | None,
     overwrite: bool,
 ) -> None:
-    """Convert a Llama 3.2 Vision checkpoint from Hugging Face into a text GGUF and its mmproj.
+    r"""Convert a Llama 3.2 Vision checkpoint from Hugging Face into a text GGUF and its mmproj.
 
     SRC is a directory with config.json and *.safetensors.
 
@@ -39,7 +51,7 @@ def convert(
     pyvllama convert Llama-3.2-11B-Vision-Instruct -o models
     pyvllama convert my-fine-tune -o models -q q8_0 --mmproj-type bf16
     """
-    from pyvllama.convert import convert as convert_checkpoint  # noqa: PLC0415  not needed by the other commands
+    from pyvllama.conversion import convert as convert_checkpoint  # noqa: PLC0415  not needed by the other commands
 
     with ui.bytes_progress() as progress:
         pair = convert_checkpoint(

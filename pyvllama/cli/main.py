@@ -39,7 +39,7 @@ class _Group(click.Group):
 @click.version_option(__version__, prog_name="pyvllama")
 @click.option("-v", "--verbose", is_flag=True, help="Show llama.cpp's log and our own on stderr.")
 def main(verbose: bool) -> None:
-    """Llama 3.2 Vision on your own machine.
+    r"""Llama 3.2 Vision on your own machine.
 
     \b
     pyvllama run -i photo.jpg "What is this?"       the bundled pocket model

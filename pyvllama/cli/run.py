@@ -88,7 +88,7 @@ def run(
     gpu_layers: int,
     **sampling: Any,
 ) -> None:
-    """Answer a question about pictures, or chat.
+    r"""Answer a question about pictures, or chat.
 
     MODEL is a text GGUF (its mmproj-*.gguf beside it), or a directory with the pair; without one, the bundled pocket
     model answers. Without PROMPT a chat begins; a prompt may also come through a pipe.
@@ -111,7 +111,7 @@ def run(
     options = {k: v for k, v in sampling.items() if v not in (None, ())}
     with llm:
         if llm.model.is_graft:
-            ui.note("The mmproj was made with another text model of the same shapes: its eyes are grafted onto this one.")
+            ui.note("The mmproj was made with another text model of the same shapes: its eyes are grafted on.")
         if prompt is None:
             chat_loop(llm, system=system, images=images, options=options, show_timings=timings)
             return

@@ -62,7 +62,7 @@ def _contents(file: GGUFFile) -> dict[str, Any]:
 @click.option("--mmproj", type=click.Path(), help="The mmproj file, if it is not beside the text file.")
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
 def show(model: str | None, mmproj: str | None, as_json: bool) -> None:
-    """Show what is in a model, without loading it.
+    r"""Show what is in a model, without loading it.
 
     \b
     pyvllama show models

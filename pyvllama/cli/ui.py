@@ -1,4 +1,4 @@
-"""All looks of the command line: what goes to a terminal, and what to a pipe. Answers go to stdout, the rest to stderr."""
+"""All looks of the command line. Answers go to stdout, everything beside them to stderr."""
 
 import contextlib
 import sys

@@ -14,25 +14,26 @@ inline void check_failed(const char * file, int line, const std::string & what) 
     exit(1);
 }
 
-#define CHECK(condition)                                 \
-    do {                                                 \
-        ++n_checks;                                      \
-        if (!(condition)) {                              \
+#define CHECK(condition)                                  \
+    do {                                                  \
+        ++n_checks;                                       \
+        if (!(condition)) {                               \
             check_failed(__FILE__, __LINE__, #condition); \
-        }                                                \
+        }                                                 \
     } while (0)
 
-#define THROWS(expression, type, part)                                                                                 \
-    do {                                                                                                               \
-        ++n_checks;                                                                                                    \
-        try {                                                                                                          \
-            (void) (expression);                                                                                       \
-            check_failed(__FILE__, __LINE__, #expression " does not throw");                                           \
-        } catch (const type & e) {                                                                                     \
-            if (!strstr(e.what(), part)) {                                                                             \
-                check_failed(__FILE__, __LINE__, std::string(#expression " throws: ") + e.what() + "; expected: " + part); \
-            }                                                                                                          \
-        }                                                                                                              \
+#define THROWS(expression, type, part)                                                                 \
+    do {                                                                                               \
+        ++n_checks;                                                                                    \
+        try {                                                                                          \
+            (void) (expression);                                                                       \
+            check_failed(__FILE__, __LINE__, #expression " does not throw");                           \
+        } catch (const type & e) {                                                                     \
+            if (!strstr(e.what(), part)) {                                                             \
+                check_failed(__FILE__, __LINE__,                                                       \
+                             std::string(#expression " throws: ") + e.what() + "; expected: " + part); \
+            }                                                                                          \
+        }                                                                                              \
     } while (0)
 
 inline int summary(const char * name) {

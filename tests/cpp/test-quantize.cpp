@@ -19,7 +19,9 @@ int main() {
     struct {
         const char * name;
         double max_error;  // relative L2 error of the round trip
-    } cases[] = { { "f32", 0 }, { "f16", 5e-4 }, { "bf16", 4e-3 }, { "q8_0", 1e-2 }, { "Q6_K", 3e-2 }, { "q4_K", 1e-1 } };
+    } cases[] = {
+        { "f32", 0 }, { "f16", 5e-4 }, { "bf16", 4e-3 }, { "q8_0", 1e-2 }, { "Q6_K", 3e-2 }, { "q4_K", 1e-1 }
+    };
     for (const auto & c : cases) {
         const ggml_type type = ggml_type_by_name(c.name);
         std::vector<uint8_t> one(row_bytes(type, n_per_row) * n_rows), two(one.size());
@@ -38,6 +40,7 @@ int main() {
     THROWS(ggml_type_by_name("q9_9"), std::invalid_argument, "q9_9");
     THROWS(row_bytes(GGML_TYPE_Q4_K, 257), std::invalid_argument, "blocks of 256");
     std::vector<uint8_t> out(1 << 20);
-    THROWS(quantize_rows(GGML_TYPE_IQ2_XXS, rows.data(), out.data(), 1, 256, nullptr, 1), std::invalid_argument, "importance");
+    THROWS(quantize_rows(GGML_TYPE_IQ2_XXS, rows.data(), out.data(), 1, 256, nullptr, 1), std::invalid_argument,
+           "importance");
     return summary("quantize");
 }

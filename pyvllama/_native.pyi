@@ -1,0 +1,73 @@
+"""Types of the compiled extension. tests/unit/test_native.py compares this file with the extension."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+llama_cpp_python_version: str
+llama_cpp_commit: str
+
+def quantize(
+    rows: npt.NDArray[np.float32],
+    type: str,
+    *,
+    imatrix: npt.NDArray[np.float32] | None = None,
+    n_threads: int = 1,
+) -> npt.NDArray[np.uint8]: ...
+def dequantize(rows: npt.NDArray[np.uint8], type: str, *, n_threads: int = 1) -> npt.NDArray[np.float32]: ...
+def type_size(type: str) -> tuple[int, int]: ...
+def device_names() -> list[str]: ...
+
+class ImageStates:
+    @property
+    def n_tokens(self) -> int: ...
+    @property
+    def n_bytes(self) -> int: ...
+
+class Mmproj:
+    def __init__(
+        self,
+        path: str,
+        *,
+        device: str = "cpu",
+        n_threads: int = 1,
+        cross_kv_type: str = "f16",
+        repack: bool = True,
+        merge_padding: bool = True,
+        progress: Callable[[float], bool | None] | None = None,
+    ) -> None: ...
+    @property
+    def hparams(self) -> dict[str, Any]: ...
+    @property
+    def image_token_embd(self) -> npt.NDArray[np.float32]: ...
+    @property
+    def device_bytes(self) -> int: ...
+    @property
+    def mapped_bytes(self) -> int: ...
+    @property
+    def device(self) -> str: ...
+    def set_n_threads(self, n_threads: int) -> None: ...
+    def encode(
+        self,
+        pixel_values: npt.NDArray[np.float32],
+        aspect_ratio_id: int,
+        *,
+        want_states: bool = False,
+        progress: Callable[[float], bool | None] | None = None,
+    ) -> tuple[ImageStates, npt.NDArray[np.float32] | None, dict[str, Any]]: ...
+
+class DecodeHook:
+    def __init__(self, mmproj: Mmproj, *, n_threads: int = 1) -> None: ...
+    @property
+    def cb_eval(self) -> int: ...
+    @property
+    def abort_callback(self) -> int: ...
+    @property
+    def user_data(self) -> int: ...
+    def begin(self, row_group: Sequence[int], groups: Sequence[Sequence[ImageStates]]) -> None: ...
+    def end(self, decoded: bool) -> None: ...
+    def set_n_threads(self, n_threads: int) -> None: ...
+    @property
+    def stats(self) -> dict[str, Any]: ...

@@ -1,0 +1,115 @@
+"""Text to token ids and back, over the vocabulary of a loaded GGUF.
+
+Special tokens (`<|image|>`, `<|eot_id|>`, ...) steer the model, so text never becomes one unless the caller says so.
+"""
+
+import ctypes
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+from pyvllama._runtime import llama_cpp
+from pyvllama.errors import BackendError, PromptError
+
+__all__ = ["Tokenizer", "well_formed"]
+
+_MAX_TEXT_BYTES = 2**31 - 1  # llama.cpp counts in int32
+
+
+def well_formed(text: str) -> str:
+    """The same text with lone surrogates (JSON can carry them, UTF-8 cannot) as U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", errors="surrogatepass").decode("utf-16", errors="replace")
+    return text
+
+
+class Tokenizer:
+    """The vocabulary of a model. Immutable, so threads may share it; valid as long as the model is not freed.
+
+    Args:
+        vocab: what `llama_cpp.llama_model_get_vocab(model)` returns.
+    """
+
+    def __init__(self, vocab: Any) -> None:
+        self._vocab = vocab
+        self.n_tokens: int = llama_cpp.llama_vocab_n_tokens(vocab)
+
+    @property
+    def bos(self) -> int | None:
+        """The token that every prompt begins with, None if the vocabulary has none."""
+        return self._or_none(llama_cpp.llama_vocab_bos(self._vocab))
+
+    @property
+    def eos(self) -> int | None:
+        """The token that the file names as the end of a text, None if it names none. See `eog` for all that end one."""
+        return self._or_none(llama_cpp.llama_vocab_eos(self._vocab))
+
+    @functools.cached_property
+    def special_tokens(self) -> dict[str, int]:
+        """The control tokens: text -> id, by rising id. Of two with one text the first counts."""
+        found: dict[str, int] = {}
+        for token in self._tokens_with(llama_cpp.llama_vocab_is_control):
+            text = llama_cpp.llama_vocab_get_text(self._vocab, token).decode("utf-8", errors="replace")
+            if text:
+                found.setdefault(text, token)
+        return found
+
+    @functools.cached_property
+    def eog(self) -> frozenset[int]:
+        """The tokens that end a generation (`<|eot_id|>`, `<|end_of_text|>`, `<|eom_id|>`, ...)."""
+        return frozenset(self._tokens_with(llama_cpp.llama_vocab_is_eog))
+
+    def tokenize(self, text: str, *, parse_special: bool = False) -> list[int]:
+        """Text to token ids, without BOS or EOS.
+
+        Args:
+            text: any string; lone surrogates become U+FFFD.
+            parse_special: whether the text of a special token becomes that token. False for everything that a user
+                typed: it then stays text.
+
+        Raises:
+            PromptError: if the text has 2 GiB or more.
+        """
+        data = well_formed(text).encode()
+        if not data:
+            return []
+        if len(data) > _MAX_TEXT_BYTES:
+            raise PromptError(f"a text of {len(data)} bytes cannot be tokenized: the limit is {_MAX_TEXT_BYTES} bytes")
+        n_max = len(data) // 3 + 16  # rarely too small: then the first call answers with the size it needs
+        for _ in range(2):
+            buffer = (llama_cpp.llama_token * n_max)()
+            n = llama_cpp.llama_tokenize(self._vocab, data, len(data), buffer, n_max, False, parse_special)
+            if n >= 0:
+                return list(buffer[:n])
+            n_max = -n
+        raise BackendError(f"llama.cpp could not tokenize a text of {len(data)} bytes (it answered {n})")
+
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        """The bytes of one token: often a part of a character only, so feed them to a `TextStream`.
+
+        Args:
+            token: an id of the vocabulary.
+            special: whether a special token gives its text; without it, it gives nothing.
+
+        Raises:
+            ValueError: if the vocabulary has no such token.
+        """
+        if not 0 <= token < self.n_tokens:
+            raise ValueError(f"token {token} is outside the vocabulary of {self.n_tokens} tokens")
+        n_max = 64
+        for _ in range(2):
+            buffer = ctypes.create_string_buffer(n_max)
+            n = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, n_max, 0, special)
+            if n >= 0:
+                return buffer.raw[:n]
+            n_max = -n
+        raise BackendError(f"llama.cpp gave no text for token {token} (it answered {n})")
+
+    def _tokens_with(self, predicate: Any) -> Iterable[int]:
+        return (token for token in range(self.n_tokens) if predicate(self._vocab, token))
+
+    @staticmethod
+    def _or_none(token: int) -> int | None:
+        return token if token >= 0 else None

@@ -1,0 +1,117 @@
+"""Grafting: an mmproj on a text GGUF that knows no image token, as Llama 3.1's do not."""
+
+import struct
+from pathlib import Path
+
+import gguf_bytes
+import numpy as np
+import pytest
+from gguf_bytes import Gguf
+
+import pyvllama
+from pyvllama.errors import FormatError
+
+N_VOCAB = 1280
+EXACT = {"kv_type": "f32", "cross_kv_type": "f32", "flash_attn": False}
+
+
+def cut_to_lm_head(g: Gguf) -> None:
+    """Drop the image token and its padding: from vocab_size + 8 tokens to vocab_size."""
+    for name in ("token_embd.weight", "output.weight"):
+        tensor = g.tensor(name)
+        n_row_bytes = len(tensor.data) // tensor.dims[1]
+        tensor.dims[1], tensor.data = N_VOCAB, tensor.data[: N_VOCAB * n_row_bytes]
+    for key in g.keys:
+        if key.name in {"tokenizer.ggml.tokens", "tokenizer.ggml.token_type", "tokenizer.ggml.scores"}:
+            key.payload = cut_array(key.payload, N_VOCAB)
+        elif key.name == "llama.vocab_size":
+            key.payload = struct.pack("<I", N_VOCAB)
+
+
+def cut_array(payload: bytes, n: int) -> bytes:
+    kind, _ = struct.unpack_from("<IQ", payload)
+    at = 12
+    for _ in range(n):
+        at += 8 + struct.unpack_from("<Q", payload, at)[0] if kind == gguf_bytes.STRING else 4
+    return struct.pack("<IQ", kind, n) + payload[12:at]
+
+
+@pytest.fixture(scope="module")
+def llama31(pocket_pair, tmp_path_factory) -> Path:
+    """The pocket text model as a file of vocab_size tokens, under another name and without a template for images."""
+
+    def change(g: Gguf) -> None:
+        cut_to_lm_head(g)
+        g.set("general.name", gguf_bytes.STRING, gguf_bytes.string("somebody's own Llama 3.1"))
+
+    return gguf_bytes.rewrite(pocket_pair.text, tmp_path_factory.mktemp("graft") / "Own-8B-F32.gguf", change)
+
+
+def messages(samples):
+    content = [
+        {"type": "image", "image": samples[0]["path"]},
+        {"type": "text", "text": "Describe the image."},
+        {"type": "image", "image": samples[3]["path"]},
+        {"type": "image", "image": samples[1]["path"]},
+        {"type": "text", "text": "And these?"},
+    ]
+    return [{"role": "user", "content": content}]
+
+
+def test_logits_are_those_of_the_pair(pocket_pair, llama31, samples):
+    """The image token's row comes by way of an embedding instead of the table: the same numbers, bit for bit."""
+    with pyvllama.load(pocket_pair.text, pocket_pair.mmproj, n_ctx=256, n_threads=1, **EXACT) as llm:
+        want, answer = llm.logits(messages(samples)), llm.chat(messages(samples), temperature=0, max_tokens=12)
+    with pyvllama.load(llama31, pocket_pair.mmproj, n_ctx=256, n_threads=1, **EXACT) as llm:
+        got, grafted = llm.logits(messages(samples)), llm.chat(messages(samples), temperature=0, max_tokens=12)
+    assert got.shape == want.shape
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.sqrt(np.mean(want**2)))
+    assert grafted["choices"][0]["message"] == answer["choices"][0]["message"]
+    assert grafted["usage"] == answer["usage"]
+
+
+def test_another_fine_tune_of_the_same_shape_is_a_graft(pocket_pair, tmp_path, samples):
+    """Other norms, another pairing hash: allowed, and the pictures still reach the text."""
+
+    def change(g: Gguf) -> None:
+        norm = g.tensor("blk.0.attn_norm.weight")
+        norm.data = (np.frombuffer(norm.data, np.float32) * np.float32(1.01)).tobytes()
+
+    text = gguf_bytes.rewrite(pocket_pair.text, tmp_path / "FineTune-F32.gguf", change)
+    with pyvllama.load(text, pocket_pair.mmproj, n_ctx=256, n_threads=1) as llm:
+        assert llm.model.is_graft
+        assert np.isfinite(llm.logits(messages(samples))).all()
+    with pyvllama.load(pocket_pair.text, pocket_pair.mmproj, n_ctx=256, n_threads=1) as llm:
+        assert not llm.model.is_graft
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("llama.block_count", 4), ("llama.attention.head_count_kv", 4), ("llama.embedding_length", 128)]
+)
+def test_shapes_that_do_not_fit_are_refused_by_name(pocket_pair, tmp_path, key, value):
+    """Both files and both values are in the message."""
+
+    def change(g: Gguf) -> None:
+        g.set(key, gguf_bytes.U32, struct.pack("<I", value))
+
+    text = gguf_bytes.rewrite(pocket_pair.text, tmp_path / "Other-F32.gguf", change)
+    with pytest.raises(FormatError) as caught:
+        pyvllama.load(text, pocket_pair.mmproj)
+    for word in ("Other-F32.gguf", pocket_pair.mmproj.name, key, str(value)):
+        assert word in str(caught.value)
+
+
+def test_a_vocabulary_smaller_than_lm_head_is_refused(pocket_pair, tmp_path):
+    def change(g: Gguf) -> None:
+        cut_to_lm_head(g)
+        for name in ("token_embd.weight", "output.weight"):
+            tensor = g.tensor(name)
+            tensor.data = tensor.data[: len(tensor.data) // 2]
+            tensor.dims[1] //= 2
+        for key in g.keys:
+            if key.name.startswith("tokenizer.ggml.token") and key.kind == gguf_bytes.ARRAY:
+                key.payload = cut_array(key.payload, N_VOCAB // 2)
+
+    text = gguf_bytes.rewrite(pocket_pair.text, tmp_path / "Small-F32.gguf", change)
+    with pytest.raises(FormatError, match="640"):
+        pyvllama.load(text, pocket_pair.mmproj)
