@@ -177,6 +177,18 @@ nb::ndarray<nb::numpy, float, nb::c_contig> image_token_embd(const mmproj & self
     return out;
 }
 
+// keys or values of one layer: [n_head_kv, n_tokens, n_embd_head]
+nb::ndarray<nb::numpy, float, nb::c_contig> layer_states(const image_states & self, size_t j_cross, bool keys) {
+    if (j_cross >= self.k.size()) {
+        throw nb::index_error(("there are " + std::to_string(self.k.size()) + " cross-attention layers").c_str());
+    }
+    const std::vector<float> data = keys ? self.keys(j_cross) : self.values(j_cross);
+    const ggml_tensor * k = self.k[j_cross];
+    auto out = new_array<float>({ (size_t) k->ne[2], (size_t) k->ne[1], (size_t) k->ne[0] });
+    std::copy(data.begin(), data.end(), out.data());
+    return out;
+}
+
 nb::dict stats_dict(const decode_hook & self) {
     const hook_stats & s = self.stats();
     nb::dict d;
@@ -245,7 +257,13 @@ NB_MODULE(_native, m) {
         "Keys and values of one image for every cross-attention layer. Immutable; keep it as long as any "
         "token attends to the image.")
         .def_prop_ro("n_tokens", &image_states::n_tokens, "Rows that text attends to: n_tiles * n_positions.")
-        .def_prop_ro("n_bytes", &image_states::n_bytes, "Memory it holds on its device.");
+        .def_prop_ro("n_bytes", &image_states::n_bytes, "Memory it holds on its device.")
+        .def(
+            "keys", [](const image_states & self, size_t j) { return layer_states(self, j, true); }, "j_cross"_a,
+            "float32 [n_head_kv, n_tokens, n_embd_head]: keys of the j-th cross-attention layer, for evaluation.")
+        .def(
+            "values", [](const image_states & self, size_t j) { return layer_states(self, j, false); }, "j_cross"_a,
+            "float32 [n_head_kv, n_tokens, n_embd_head]: values of the j-th cross-attention layer, for evaluation.");
 
     nb::class_<mmproj>(m, "Mmproj", "An mmproj file in memory: encodes images, one at a time.")
         .def(nb::new_(&load_mmproj), "path"_a, nb::kw_only(), "device"_a = "cpu", "n_threads"_a = 1,

@@ -1,13 +1,30 @@
 #include "image-states.h"
 
 #include <atomic>
+#include <cstring>
 
 #include "errors.h"
 
 namespace pyvllama {
 
+namespace {
+
+std::vector<float> to_host(const ggml_tensor * t) {
+    std::vector<uint8_t> bytes(ggml_nbytes(t));
+    ggml_backend_tensor_get(t, bytes.data(), 0, bytes.size());
+    std::vector<float> out(ggml_nelements(t));
+    if (t->type == GGML_TYPE_F32) {
+        memcpy(out.data(), bytes.data(), bytes.size());
+    } else {
+        ggml_get_type_traits(t->type)->to_float(bytes.data(), out.data(), (int64_t) out.size());
+    }
+    return out;
+}
+
+}  // namespace
+
 image_states::image_states(const mllama_weights & weights, attention_form form, ggml_type type, int n_tokens)
-    : weights_(&weights), n_tokens_(n_tokens) {
+    : weights_(&weights), form_(form), n_tokens_(n_tokens) {
     static std::atomic<uint64_t> next_id{ 1 };
     id_ = next_id++;
     const mllama_text_hparams & h = weights.hparams().text;
@@ -22,6 +39,27 @@ image_states::image_states(const mllama_weights & weights, attention_form form, 
     if (!buffer_) {
         throw backend_error(std::string("no memory on ") + weights.dev().name() + " for an image's keys and values");
     }
+}
+
+std::vector<float> image_states::keys(size_t j_cross) const {
+    return to_host(k.at(j_cross));
+}
+
+std::vector<float> image_states::values(size_t j_cross) const {
+    const std::vector<float> stored = to_host(v.at(j_cross));
+    if (form_ == attention_form::flash) {
+        return stored;
+    }
+    const size_t n = v[j_cross]->ne[0], d = v[j_cross]->ne[1], n_kv = v[j_cross]->ne[2];
+    std::vector<float> out(stored.size());
+    for (size_t h = 0; h < n_kv; ++h) {
+        for (size_t c = 0; c < d; ++c) {
+            for (size_t i = 0; i < n; ++i) {
+                out[(h * n + i) * d + c] = stored[(h * d + c) * n + i];
+            }
+        }
+    }
+    return out;
 }
 
 }  // namespace pyvllama

@@ -26,11 +26,16 @@ class image_states {
     size_t n_bytes() const { return ggml_backend_buffer_get_size(buffer_.get()); }
     const mllama_weights * made_for() const { return weights_; }
 
+    // For tests: keys or values of one layer as F32 on the host, [n_embd_head, n_tokens, n_head_kv] in both forms.
+    std::vector<float> keys(size_t j_cross) const;
+    std::vector<float> values(size_t j_cross) const;
+
     std::vector<ggml_tensor *> k;  // per cross layer [n_embd_head, n_tokens, n_head_kv]
     std::vector<ggml_tensor *> v;  // softmax: [n_tokens, n_embd_head, n_head_kv]; flash: as k
 
   private:
     const mllama_weights * weights_;
+    attention_form form_;
     uint64_t id_;
     int n_tokens_;
     ggml_context_ptr ctx_;

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from pyvllama._runtime import default_n_threads
 from pyvllama.context import Context, ContextParams
-from pyvllama.errors import BackendError
+from pyvllama.errors import BackendError, ConfigError
 from pyvllama.generation import generate
 from pyvllama.image.source import load_image
 from pyvllama.image.tiling import preprocess
@@ -31,6 +31,7 @@ Message = Mapping[str, Any]
 Progress = Callable[[float], bool | None]
 DEFAULT_N_CTX = 4096
 DEFAULT_IMAGE_CACHE_BYTES = 512 << 20
+MAX_N_THREADS = 512  # ggml's own limit
 
 
 def load(
@@ -74,6 +75,8 @@ def load(
         ConfigError: an option out of range.
         BackendError: too little memory, or llama.cpp failed otherwise.
     """
+    if n_threads is not None and not 1 <= n_threads <= MAX_N_THREADS:
+        raise ConfigError(f"n_threads must be between 1 and {MAX_N_THREADS}, not {n_threads}")
     pair = locate(model, mmproj)
     loaded = Model(
         pair.text,
@@ -193,7 +196,7 @@ class LLM:
         timings.prompt_n = self._session.prefill(prompt)
         timings.prompt_ms = 1000 * (time.perf_counter() - start)
         answer = _Answer(self.model.name, timings, usage)
-        deltas = self._deltas(params, answer)
+        deltas = self._deltas(params, answer, self._turn)
         if stream:
             return answer.chunks(deltas)
         return answer.completion("".join(deltas))
@@ -243,8 +246,8 @@ class LLM:
             at[slot.position] = encoded.states
         return [Cell(token, at.get(i)) for i, token in enumerate(prompt.token_ids)]
 
-    def _deltas(self, params: SamplingParams, answer: "_Answer") -> Iterator[str]:
-        turn = self._turn
+    def _deltas(self, params: SamplingParams, answer: "_Answer", turn: int) -> Iterator[str]:
+        self._require_turn(turn)  # a stream may first be read long after it was made
         tokenizer = self.model.tokenizer
         text = TextStream(params.stop)
         for token in generate(self._session, params, answer.timings):
@@ -257,12 +260,16 @@ class LLM:
                 answer.finish_reason = "stop"
             if delta:
                 yield delta
-                if turn != self._turn:
-                    raise BackendError("another call on this model has begun since: this stream cannot go on")
+                self._require_turn(turn)
             if text.stopped:
                 return
         if rest := text.finish():
             yield rest
+
+    def _require_turn(self, turn: int) -> None:
+        self.model.handle  # noqa: B018  raises when closed
+        if turn != self._turn:
+            raise BackendError("another call on this model has begun since: this stream cannot go on")
 
 
 class _Answer:

@@ -1,7 +1,6 @@
 """From what a user calls a model to the two files of a pair."""
 
 import re
-from importlib import resources
 from pathlib import Path
 
 from pyvllama.errors import ModelNotFound
@@ -9,19 +8,19 @@ from pyvllama.types import Pair
 
 __all__ = ["find_mmproj", "locate", "pocket_pair", "pocket_picture"]
 
+_POCKET = Path(__file__).parent / "pocket"  # importlib.resources finds no path in an editable installation
 _MMPROJ_PREFIX = "mmproj-"
 _TYPE_SUFFIX = re.compile(r"[-.](F32|F16|BF16|I?Q\d\w*|TQ\d\w*|MXFP4\w*)$", re.IGNORECASE)
 
 
 def pocket_pair() -> Pair:
     """The bundled pocket model: 12.7 million parameters, knows coloured shapes and short texts."""
-    folder = Path(str(resources.files("pyvllama"))) / "pocket"
-    return _pair_in(folder)
+    return _pair_in(_POCKET)
 
 
 def pocket_picture() -> Path:
     """A bundled picture for the pocket model."""
-    return Path(str(resources.files("pyvllama"))) / "pocket" / "shapes.png"
+    return _POCKET / "shapes.png"
 
 
 def locate(model: str | Path | None, mmproj: str | Path | None = None) -> Pair:
@@ -34,16 +33,15 @@ def locate(model: str | Path | None, mmproj: str | Path | None = None) -> Pair:
     Raises:
         ModelNotFound: nothing there, no mmproj, or several to choose from; says what to do.
     """
-    if model is None:
-        return pocket_pair()
-    path = Path(model).expanduser()
+    named = None if mmproj is None else _path(mmproj)
+    if named is not None and not named.is_file():
+        raise ModelNotFound(f"{named}: no such mmproj file")
+    path = _POCKET if model is None else _path(model)
     if path.is_dir():
-        pair = _pair_in(path, None if mmproj is None else _existing(mmproj))
-    elif path.is_file():
-        pair = Pair(path, find_mmproj(path) if mmproj is None else _existing(mmproj))
-    else:
+        return _pair_in(path, named)
+    if not path.is_file():
         raise ModelNotFound(f"{path}: no such file or directory")
-    return pair
+    return Pair(path, named or find_mmproj(path))
 
 
 def find_mmproj(text: Path) -> Path:
@@ -68,7 +66,7 @@ def find_mmproj(text: Path) -> Path:
 
 def _pair_in(folder: Path, mmproj: Path | None = None) -> Pair:
     texts = sorted(p for p in folder.glob("*.gguf") if not p.name.startswith(_MMPROJ_PREFIX))
-    texts = [p for p in texts if mmproj is None or p != mmproj]
+    texts = [p for p in texts if mmproj is None or not p.samefile(mmproj)]
     if not texts:
         if (folder / "config.json").is_file():
             raise ModelNotFound(f"{folder}: this is a checkpoint; convert it first: pyvllama convert {folder} -o DIR")
@@ -83,8 +81,13 @@ def _base(stem: str) -> str:
     return _TYPE_SUFFIX.sub("", stem).lower()
 
 
-def _existing(path: str | Path) -> Path:
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise ModelNotFound(f"{path}: no such mmproj file")
+def _path(name: str | Path) -> Path:
+    """The name as a path that may be asked whether it exists."""
+    if not str(name):
+        raise ModelNotFound("the model's name is empty")
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as e:  # a home of nobody; a name too long, or with a NUL
+        raise ModelNotFound(f"{str(name)[:200]!r} names no file: {getattr(e, 'strerror', None) or e}") from e
     return path

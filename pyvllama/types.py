@@ -1,5 +1,6 @@
 """Values that travel: a model's files, options of a generation, what it cost."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -57,10 +58,15 @@ class SamplingParams:
         """
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, int | float) and low <= value <= high):
-                raise ConfigError(f"{name} must be between {low:g} and {high:g}, not {value!r}")
-        if any(not isinstance(s, str) or not s for s in self.stop):
-            raise ConfigError("stop strings must be strings of at least one character")
+            if value is None and name in _MAY_BE_NONE:
+                continue
+            is_whole = isinstance(low, int)
+            if isinstance(value, bool) or not isinstance(value, int if is_whole else int | float):
+                raise ConfigError(f"{name} must be a {'whole ' if is_whole else ''}number, not {value!r}")
+            if not low <= value <= high:
+                raise ConfigError(f"{name} must be between {low} and {high}, not {value!r}")
+        if not isinstance(self.stop, tuple) or any(not isinstance(s, str) or not s for s in self.stop):
+            raise ConfigError(f"stop must be strings of at least one character, not {self.stop!r}")
 
     @classmethod
     def from_options(cls, defaults: "SamplingParams", options: dict[str, Any]) -> "SamplingParams":
@@ -74,23 +80,27 @@ class SamplingParams:
         if unknown:
             raise ConfigError(f"unknown options: {', '.join(unknown)}; known are {', '.join(sorted(known))}")
         given = {k: v for k, v in options.items() if v is not None}
-        stop = given.get("stop", ())
-        given["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
+        stop = given.get("stop")
+        if isinstance(stop, str):
+            given["stop"] = (stop,)
+        elif isinstance(stop, Sequence):
+            given["stop"] = tuple(stop)
         return cls(**{**asdict(defaults), **given})
 
 
-_RANGES: dict[str, tuple[float, float]] = {
+_RANGES: dict[str, tuple[float, float]] = {  # int bounds: whole numbers only
     "max_tokens": (1, 2**31 - 1),
-    "temperature": (0, 100),
-    "top_p": (0, 1),
+    "temperature": (0.0, 100.0),
+    "top_p": (0.0, 1.0),
     "top_k": (0, 2**31 - 1),
-    "min_p": (0, 1),
-    "repeat_penalty": (0.01, 100),
-    "presence_penalty": (-100, 100),
-    "frequency_penalty": (-100, 100),
+    "min_p": (0.0, 1.0),
+    "repeat_penalty": (0.01, 100.0),
+    "presence_penalty": (-100.0, 100.0),
+    "frequency_penalty": (-100.0, 100.0),
     "penalty_last_n": (-1, 2**31 - 1),
-    "seed": (0, 2**32 - 1),
+    "seed": (0, 2**32 - 2),  # 2**32 - 1 is llama.cpp's word for "another one each time"
 }
+_MAY_BE_NONE = ("max_tokens", "seed")
 
 
 @dataclass(slots=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from factories import random_pixels, random_state
@@ -22,6 +23,35 @@ LAYOUTS: dict[str, tuple[int | str, ...]] = {
     "three_consecutive": (2, "e", "f", "g", 7),
     "same_image_twice": (3, "h", 4, "h", 5),
 }
+
+# Of the pocket model: turns of (role, parts), a part being text or the number of a sample picture.
+CONVERSATIONS: dict[str, list[tuple[str, list[str | int]]]] = {
+    "no_picture": [("user", ["Hello!"])],
+    "system": [("system", ["Be brief."]), ("user", [0, "How many shapes are there?"])],
+    "two_pictures": [("user", [0, 1, "Describe the images."])],
+    "pictures_apart": [
+        ("user", ["Look at ", 2, " and at ", 3, " now."]),
+        ("assistant", ["I see."]),
+        ("user", ["Why?"]),
+    ],
+    "later_turn": [("user", [0, "Describe the image."]), ("assistant", ["A ring."]), ("user", [5, "And this one?"])],
+}
+
+
+def conversation(name: str, pictures: Sequence[Any]) -> tuple[list[dict[str, Any]], list[Any]]:
+    """(messages whose image parts hold pictures[number], the pictures in their order)."""
+    used: list[Any] = []
+    messages = []
+    for role, parts in CONVERSATIONS[name]:
+        content: list[dict[str, Any]] = []
+        for part in parts:
+            if isinstance(part, str):
+                content.append({"type": "text", "text": part})
+            else:
+                used.append(pictures[part])
+                content.append({"type": "image", "image": pictures[part]})
+        messages.append({"role": role, "content": content})
+    return messages, used
 
 
 @dataclass(frozen=True)

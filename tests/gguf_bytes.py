@@ -3,6 +3,7 @@
 Independent of the package's reader and of PyPI `gguf`, neither of which lets a wrong file be written.
 """
 
+import itertools
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -136,7 +137,7 @@ def read(path: Path) -> Gguf:
         entries.append((name, dims, *take("IQ")))
     data_start = -(-at // 32) * 32
     starts = sorted({offset for *_, offset in entries} | {len(raw) - data_start})
-    ends = dict(zip(starts, starts[1:], strict=False))
+    ends = dict(itertools.pairwise(starts))
     tensors = [
         Tensor(name, dims, kind, raw[data_start + offset : data_start + ends[offset]])
         for name, dims, kind, offset in entries

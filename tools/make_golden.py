@@ -24,7 +24,7 @@ import factories
 import goldens
 import torch
 import transformers
-from cases import all_cases
+from cases import CONVERSATIONS, all_cases, conversation
 from reference import Oracle, preprocess, render
 from tiny_configs import ALL_CONFIGS
 from transformers.image_utils import load_image
@@ -62,13 +62,17 @@ def make_tiny(name: str) -> None:
 
 
 def make_pocket() -> None:
-    """The first question about each sample picture: token ids, a sample of the logits, and the last row in full."""
+    """First question about each sample picture, and conversations: token ids, a sample of the logits, the last row."""
     oracle, arrays = Oracle(POCKET), {}
-    for sample in json.loads((POCKET / "samples" / "expected.json").read_text())["samples"]:
+    listed = json.loads((POCKET / "samples" / "expected.json").read_text())["samples"]
+    pictures = [POCKET / "samples" / sample["image"] for sample in listed]
+    prompts = {name: conversation(name, pictures) for name in CONVERSATIONS}
+    for sample, picture in zip(listed, pictures, strict=True):
         content = [{"type": "image"}, {"type": "text", "text": sample["qa"][0]["question"]}]
-        token_ids = render(POCKET, [{"role": "user", "content": content}])
-        image = preprocess(POCKET, load_image(str(POCKET / "samples" / sample["image"])))
-        logits, key = oracle.logits(token_ids, [image]), sample["image"]
+        prompts[sample["image"]] = ([{"role": "user", "content": content}], [picture])
+    for key, (messages, used) in prompts.items():
+        token_ids = render(POCKET, messages)
+        logits = oracle.logits(token_ids, [preprocess(POCKET, load_image(str(picture))) for picture in used])
         arrays[f"{key}.token_ids"] = np.array(token_ids, np.int32)
         arrays[f"{key}.logits"] = goldens.sample(logits)
         arrays[f"{key}.last_row"] = logits[-1].astype(np.float32)

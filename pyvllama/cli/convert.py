@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from pyvllama.cli import ui
+from pyvllama.llm import MAX_N_THREADS
 
 __all__ = ["convert"]
 
@@ -31,7 +32,7 @@ __all__ = ["convert"]
 )
 @click.option("--cross-type", help="Cross-attention layers. Default: as the text model.")
 @click.option("--name", help="Name of the files and the model. Default: the source's.")
-@click.option("-t", "--threads", type=click.IntRange(min=1), help="Default: all cores.")
+@click.option("-t", "--threads", type=click.IntRange(1, MAX_N_THREADS), help="Default: all cores.")
 @click.option("--overwrite", is_flag=True, help="Replace existing files.")  # fmt: skip
 def convert(
     src: Path,

@@ -11,7 +11,8 @@ import click
 import pyvllama
 from pyvllama.cli import ui
 from pyvllama.cli.chat_loop import chat_loop
-from pyvllama.llm import DEFAULT_N_CTX
+from pyvllama.errors import PromptError
+from pyvllama.llm import DEFAULT_N_CTX, MAX_N_THREADS
 
 __all__ = ["run"]
 
@@ -41,7 +42,7 @@ def _model_options(command: Command) -> Command:
         click.option("--mmproj", type=click.Path(), help="The mmproj file, if it is not beside the text file."),
         click.option("-c", "--ctx-size", type=click.IntRange(min=1), default=DEFAULT_N_CTX, show_default=True,
                      help="Positions of the context."),
-        click.option("-t", "--threads", type=click.IntRange(min=1), help="CPU threads. Default: physical cores."),
+        click.option("-t", "--threads", type=click.IntRange(1, MAX_N_THREADS), help="CPU threads. Default: physical cores."),
         click.option("-ngl", "--gpu-layers", type=int, default=0, show_default=True,
                      help="Text layers on the GPU, -1 for all; any but 0 also puts the vision part there."),
     )  # fmt: skip
@@ -64,8 +65,15 @@ def split_arguments(arguments: tuple[str, ...]) -> tuple[str | None, str | None]
         return None, None
     word = arguments[0]
     looks_like_path = "/" in word and not any(c.isspace() for c in word)
-    is_model = word.endswith(".gguf") or looks_like_path or Path(word).exists()
+    is_model = word.endswith(".gguf") or looks_like_path or _exists(word)
     return (word, None) if is_model else (None, word)
+
+
+def _exists(word: str) -> bool:
+    try:
+        return bool(word) and Path(word).exists()
+    except OSError:  # longer than a file name can be: a prompt
+        return False
 
 
 @click.command()
@@ -102,6 +110,8 @@ def run(
     model, prompt = split_arguments(arguments)
     if prompt is None and (as_json or not sys.stdin.isatty()):
         prompt = sys.stdin.read().strip()
+    if prompt is not None and not prompt.strip() and not images:
+        raise PromptError("the prompt is empty: give a question as an argument or through a pipe")
     if model is None:
         ui.note("No model named: using the bundled pocket model (coloured shapes and short texts only).")
     with ui.fraction_progress("Loading") as progress:

@@ -7,8 +7,10 @@ from typing import Any
 import click
 
 from pyvllama.cli import ui
+from pyvllama.errors import FormatError
 from pyvllama.gguf_file import GGUFFile, pairing_hash
 from pyvllama.locate import locate
+from pyvllama.pair_checks import check_text
 
 __all__ = ["show"]
 
@@ -17,7 +19,10 @@ def describe(model: str | None, mmproj: str | None) -> dict[str, Any]:
     """What `show` prints, as a JSON object. Sizes in bytes."""
     pair = locate(model, mmproj)
     text, vision = GGUFFile(pair.text), GGUFFile(pair.mmproj)
+    check_text(text)
     t, v = text.metadata, vision.metadata
+    if v.get("clip.projector_type") != "mllama":
+        raise FormatError(f"{pair.mmproj}: this is no mmproj file of Llama 3.2 Vision (clip.projector_type = mllama)")
     return {
         "name": t.get("general.name"),
         "text": {

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import gguf_bytes
 import pytest
-from evil_gguf import EVIL, STRUCTURAL
+from evil_containers import CONTAINERS
+from evil_mmprojs import MMPROJS
 from verdicts import damage, verdicts
 
 N_DAMAGED = 200
@@ -19,7 +20,7 @@ def good_mmproj(tiny_pair) -> Path:
 def evil_files(good_mmproj, tmp_path_factory) -> dict[str, Path]:
     out_dir = tmp_path_factory.mktemp("evil")
     paths = {}
-    for name, maker in EVIL.items():
+    for name, maker in (CONTAINERS | MMPROJS).items():
         parts = gguf_bytes.read(good_mmproj)
         raw = maker(parts)
         paths[name] = out_dir / f"{name}.gguf"
@@ -34,7 +35,7 @@ def opened_as_mmproj(evil_files):
 
 @pytest.fixture(scope="session")
 def opened_as_directory(evil_files):
-    return verdicts("directory", [evil_files[name] for name in EVIL if name in STRUCTURAL])
+    return verdicts("directory", [evil_files[name] for name in CONTAINERS])
 
 
 def test_taken_apart_and_put_together_it_opens(good_mmproj, tmp_path):
@@ -43,14 +44,14 @@ def test_taken_apart_and_put_together_it_opens(good_mmproj, tmp_path):
         assert verdicts(kind, [copy])["copy"]["error"] is None
 
 
-@pytest.mark.parametrize("name", EVIL)
+@pytest.mark.parametrize("name", CONTAINERS | MMPROJS)
 def test_mmproj_is_refused(opened_as_mmproj, name):
     verdict = opened_as_mmproj[name]
     assert verdict["error"] == "FormatError", verdict
     assert f"{name}.gguf" in verdict["message"]
 
 
-@pytest.mark.parametrize("name", sorted(STRUCTURAL))
+@pytest.mark.parametrize("name", CONTAINERS)
 def test_directory_is_refused(opened_as_directory, name):
     verdict = opened_as_directory[name]
     assert verdict["error"] == "FormatError", verdict

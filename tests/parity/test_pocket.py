@@ -2,10 +2,12 @@
 
 import goldens
 import pytest
+from cases import CONVERSATIONS, conversation
 from invariants import F32_BOUND, max_error, rms_error
 
 import pyvllama
 
+EXACT = {"kv_type": "f32", "cross_kv_type": "f32", "flash_attn": False}
 GREEDY = {"temperature": 0, "max_tokens": 96}
 
 # (text type, mmproj type) -> largest and RMS error of the logits of the first question about each sample, in units of
@@ -33,18 +35,10 @@ def ask(sample, question):
     return [{"role": "user", "content": content}]
 
 
-def part_of(value):
-    """A message part: text, a picture's path, or None for a picture that is given elsewhere."""
-    if isinstance(value, str):
-        return {"type": "text", "text": value}
-    return {"type": "image"} if value is None else {"type": "image", "image": value}
-
-
 @pytest.fixture(scope="module", params=BOUNDS, ids="-".join)
 def types_and_llm(request, pocket_pairs):
     pair = pocket_pairs(*request.param)
-    exact = request.param == ("f32", "f32")
-    options = {"kv_type": "f32", "cross_kv_type": "f32", "flash_attn": False} if exact else {}
+    options = EXACT if request.param == ("f32", "f32") else {}
     with pyvllama.load(pair.text, pair.mmproj, n_ctx=512, n_threads=1, **options) as llm:
         yield request.param, llm
 
@@ -107,8 +101,7 @@ def test_logits_in_full(pocket_pair, pocket_checkpoint, samples, oracle):
     from transformers.image_utils import load_image
 
     model = oracle(pocket_checkpoint)
-    exact = {"kv_type": "f32", "cross_kv_type": "f32", "flash_attn": False}
-    with pyvllama.load(pocket_pair.text, pocket_pair.mmproj, n_ctx=512, n_threads=1, **exact) as llm:
+    with pyvllama.load(pocket_pair.text, pocket_pair.mmproj, n_ctx=512, n_threads=1, **EXACT) as llm:
         for sample in samples:
             question = sample["qa"][-1]["question"]
             content = [{"type": "image"}, {"type": "text", "text": question}]
@@ -122,29 +115,23 @@ def test_logits_in_full(pocket_pair, pocket_checkpoint, samples, oracle):
             assert max_error(states, want) <= STATES_BOUNDS[1], sample["image"]
 
 
-@pytest.mark.reference
-def test_conversations(pocket_pair, pocket_checkpoint, samples, oracle):
-    """System prompt, two pictures in one message, a picture in a later turn, none at all."""
-    from reference import preprocess, render
-    from transformers.image_utils import load_image
+@pytest.mark.parametrize("source", ["golden", pytest.param("oracle", marks=pytest.mark.reference)])
+def test_conversations(request, pocket_pair, pocket_checkpoint, samples, golden, source):
+    """System prompt, several pictures in one message and apart, a picture in a later turn, none at all."""
+    pictures = [sample["path"] for sample in samples]
+    with pyvllama.load(pocket_pair.text, pocket_pair.mmproj, n_ctx=512, n_threads=1, **EXACT) as llm:
+        for name in CONVERSATIONS:
+            messages, used = conversation(name, pictures)
+            got, scale = llm.logits(messages), float(golden[f"{name}.rms"])
+            if source == "golden":
+                assert len(got) == len(golden[f"{name}.token_ids"])
+                assert max_error(goldens.sample(got), golden[f"{name}.logits"], scale) <= F32_BOUND, name
+                continue
+            from reference import preprocess, render
+            from transformers.image_utils import load_image
 
-    model = oracle(pocket_checkpoint)
-    exact = {"kv_type": "f32", "cross_kv_type": "f32", "flash_attn": False}
-    a, b, c = (sample["path"] for sample in samples[:3])
-    conversations = [
-        [("system", ["Be brief."]), ("user", [a, "How many shapes are there?"])],
-        [("user", [a, b, "Describe the images."])],
-        [("user", ["Look at ", a, " and at ", b, " now."]), ("assistant", ["I see."]), ("user", ["Describe it."])],
-        [("user", [a, "Describe the image."]), ("assistant", ["A ring."]), ("user", [c, "And this one?"])],
-        [("user", ["Hello!"])],
-    ]
-    with pyvllama.load(pocket_pair.text, pocket_pair.mmproj, n_ctx=512, n_threads=1, **exact) as llm:
-        for turns in conversations:
-            plain, ours, images = [], [], []
-            for role, parts in turns:
-                ours.append({"role": role, "content": [part_of(p) for p in parts]})
-                plain.append({"role": role, "content": [part_of(p if isinstance(p, str) else None) for p in parts]})
-                images += [p for p in parts if not isinstance(p, str)]
-            tiles = [preprocess(pocket_checkpoint, load_image(str(path))) for path in images]
-            want = model.logits(render(pocket_checkpoint, plain), tiles)
-            assert max_error(llm.logits(ours), want) <= F32_BOUND, turns
+            tiles = [preprocess(pocket_checkpoint, load_image(str(path))) for path in used]
+            want = request.getfixturevalue("oracle")(pocket_checkpoint).logits(
+                render(pocket_checkpoint, messages), tiles
+            )
+            assert max_error(got, want) <= F32_BOUND, name

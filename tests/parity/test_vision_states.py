@@ -1,5 +1,6 @@
 """The vision tower and projector in F32, every canvas of every configuration."""
 
+import factories
 import numpy as np
 import pytest
 from cases import canvas_case, make_case
@@ -26,6 +27,32 @@ def test_one_padded_tile_for_all_is_exact(tiny_pair, mmprojs, name):
         _, merged, _ = mmprojs(path).encode(*image, want_states=True)
         _, plain, _ = mmprojs(path, merge_padding=False).encode(*image, want_states=True)
         assert max_error(merged, plain) <= F32_BOUND, ratio
+
+
+TABLES = {
+    "tile_position": "vision_model.gated_positional_embedding.tile_embedding.weight",
+    "pre_tile": "vision_model.pre_tile_positional_embedding.embedding.weight",
+    "post_tile": "vision_model.post_tile_positional_embedding.embedding.weight",
+}
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("table", TABLES)
+def test_padded_tiles_that_differ_are_not_taken_for_one(tmp_path, oracle, converted, mmprojs, table):
+    """A fine-tune may have trained the embeddings of padded tiles; then each of them must be computed."""
+
+    def edit(name, values):
+        if name != TABLES[table]:
+            return values
+        noise = factories.random_state(name).standard_normal(values.shape).astype(np.float32)
+        return np.where(values == 0, noise, values)
+
+    checkpoint = factories.write_checkpoint(tmp_path / f"padded-{table}" / "tiny", "small", edit=edit)
+    mmproj = mmprojs(converted(checkpoint).mmproj)
+    for ratio in ((1, 1), (2, 1), (2, 2)):
+        image = canvas_case("small", ratio).images[0]
+        _, states, _ = mmproj.encode(*image, want_states=True)
+        assert max_error(states, oracle(checkpoint).vision_states(image)) <= F32_BOUND, ratio
 
 
 def test_encoding_is_the_same_every_time(tiny_pair, mmprojs):
