@@ -48,21 +48,20 @@ def format_bytes(n: float) -> str:
 
 
 def format_timings(timings: dict[str, Any]) -> str:
-    """One line: image encoding, prompt and answer, each with its time or rate."""
+    """One line: image encoding, prompt and answer, each with its time and rate."""
     parts = []
     if timings["image_encode_ms"]:
-        parts.append(f"image {timings['image_encode_ms'] / 1000:.2f} s")
+        parts.append(f"image {_time(timings['image_encode_ms'])}")
     elif timings["image_cached"]:
         parts.append("image cached")
-    parts.append(
-        f"prompt {timings['prompt_n']} tokens {timings['prompt_ms'] / 1000:.2f} s "
-        f"({timings['prompt_per_second']:.0f}/s)"
-    )
-    parts.append(
-        f"answer {timings['predicted_n']} tokens {timings['predicted_ms'] / 1000:.2f} s "
-        f"({timings['predicted_per_second']:.1f}/s)"
-    )
+    for label, key in (("prompt", "prompt"), ("answer", "predicted")):
+        n, ms, rate = (timings[f"{key}_{unit}"] for unit in ("n", "ms", "per_second"))
+        parts.append(f"{label} {n} tokens in {_time(ms)} ({rate:.{0 if rate >= 100 else 1}f}/s)")
     return " · ".join(parts)
+
+
+def _time(ms: float) -> str:
+    return f"{ms:.0f} ms" if ms < 1000 else f"{ms / 1000:.1f} s"
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from tiny_configs import CONFIGS
 import pyvllama
 from pyvllama._runtime import native
 from pyvllama.errors import BackendError, Cancelled, FormatError
+from pyvllama.locate import pocket_pair
 
 STUB = ast.parse((Path(pyvllama.__file__).parent / "_native.pyi").read_text(encoding="utf-8"))
 CONFIG = CONFIGS["two_tiles"]
@@ -191,10 +192,20 @@ def test_a_batch_whose_rows_were_missed_is_a_backend_error(mmproj):
 # --- callbacks ---
 
 
-def test_loading_tells_its_progress(path):
+@pytest.fixture(scope="module")
+def repacked():
+    """A file with weights that loading has to copy; what is mapped takes no time and tells nothing."""
+    path = str(pocket_pair().mmproj)
+    mapped, copied = (native.Mmproj(path, repack=repack).device_bytes for repack in (False, True))
+    if mapped == copied:
+        pytest.skip("this CPU has no repacked layouts")
+    return path
+
+
+def test_loading_tells_its_progress(repacked):
     seen = []
-    native.Mmproj(str(path), progress=seen.append)
-    assert seen[-1] == 1
+    native.Mmproj(repacked, progress=seen.append)
+    assert seen
     assert seen == sorted(seen)
     assert all(0 <= fraction <= 1 for fraction in seen)
 
@@ -202,9 +213,9 @@ def test_loading_tells_its_progress(path):
 def test_encoding_tells_its_progress(mmproj):
     seen = []
     mmproj.encode(PIXELS, RATIO_ID, progress=seen.append)
-    assert seen[-1] == 1
+    assert seen
     assert seen == sorted(seen)
-    assert 0 <= seen[0] < 1
+    assert all(0 <= fraction <= 1 for fraction in seen)
 
 
 def test_only_false_stops(mmproj):
@@ -212,9 +223,9 @@ def test_only_false_stops(mmproj):
         assert mmproj.encode(PIXELS, RATIO_ID, progress=lambda fraction, answer=answer: answer)[0].n_bytes > 0
 
 
-def test_loading_can_be_stopped(path):
+def test_loading_can_be_stopped(repacked):
     with pytest.raises(Cancelled):
-        native.Mmproj(str(path), progress=lambda fraction: False)
+        native.Mmproj(repacked, progress=lambda fraction: False)
 
 
 def test_encoding_can_be_stopped_and_then_works(mmproj):
@@ -229,14 +240,14 @@ class Mishap(Exception):
     pass
 
 
-def test_what_a_callback_raises_arrives_and_nothing_is_broken(mmproj, path):
+def test_what_a_callback_raises_arrives_and_nothing_is_broken(mmproj, repacked):
     def fail(fraction):
         raise Mishap(fraction)
 
     want = mmproj.encode(PIXELS, RATIO_ID, want_states=True)[1]
     for call in (
         lambda: mmproj.encode(PIXELS, RATIO_ID, progress=fail),
-        lambda: native.Mmproj(str(path), progress=fail),
+        lambda: native.Mmproj(repacked, progress=fail),
     ):
         with pytest.raises(Mishap):
             call()
