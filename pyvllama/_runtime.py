@@ -42,6 +42,11 @@ _found = metadata.version("llama-cpp-python")
 try:
     from pyvllama import _native as native
 except ImportError as e:
+    if not any(Path(__file__).parent.glob("_native*.so")) and (Path(__file__).parents[1] / "pyproject.toml").exists():
+        raise BackendError(
+            f"{Path(__file__).parent} is pyvllama's source folder, without the compiled extension. Python found it "
+            "before the installed package: change to another folder, or install this one in place: pip install -e ."
+        ) from e
     raise BackendError(
         f"pyvllama's compiled extension does not load beside llama-cpp-python {_found}: {e}. "
         "Build it again: pip install --force-reinstall --no-deps --no-cache-dir pyvllama"

@@ -1,7 +1,8 @@
 # Sourced by tools/demo and tools/check, from the top of the checkout.
 
-# setup_venv EXTRAS: makes .venv if there is none and installs this checkout with its extras ("" or "[test,reference]").
-# Does nothing when what it would install is there already: the stamp in .venv is a hash of the sources.
+# setup_venv EXTRAS: makes .venv if there is none and installs this checkout with its extras ("" or "[test,reference]"),
+# editable: Python files are used where they lie (so `import pyvllama` works in this folder too), the extension is built.
+# Does nothing when what it would build is there already: the stamp in .venv is a hash of what it is built from.
 # The first time llama.cpp is compiled (a few minutes); pip keeps the wheel in its cache.
 setup_venv() {
     local extras=$1 python=${PYTHON:-python3} stamp file
@@ -23,12 +24,11 @@ setup_venv() {
         exit 1
     }
     echo "Installing pyvllama$extras into .venv; the first time this compiles llama.cpp, which takes some minutes ..."
-    # pip builds and installs a local folder anew each time, and what it needs only if that is missing
-    .venv/bin/pip install --quiet --disable-pip-version-check ".$extras"
+    .venv/bin/pip install --quiet --disable-pip-version-check -e ".$extras"
     echo "$stamp $extras" >"$file"
 }
 
 source_hash() {
-    find pyproject.toml CMakeLists.txt csrc pyvllama -type f ! -name '*.pyc' -print0 | LC_ALL=C sort -z |
+    find pyproject.toml CMakeLists.txt csrc -type f -print0 | LC_ALL=C sort -z |
         xargs -0 cat | { sha256sum 2>/dev/null || shasum -a 256; } | cut -c1-64
 }

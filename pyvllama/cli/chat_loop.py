@@ -52,14 +52,14 @@ def chat_loop(
             messages, pending = list(beginning), []
             ui.note("Forgotten.")
         elif command.startswith("/"):
-            ui.note(_HELP)
+            ui.note(_HELP if command == "/help" else f"There is no {command}.\n{_HELP}")
         elif text or pending:
             messages.append({"role": "user", "content": [*pending, {"type": "text", "text": text}]})
-            pending = []
             if (answer := _answer(llm, messages, options, show_timings)) is None:
-                messages.pop()
+                messages.pop()  # the pictures stay attached
             else:
                 messages.append({"role": "assistant", "content": answer})
+                pending = []
 
 
 def _image_part(source: str) -> dict[str, Any]:
