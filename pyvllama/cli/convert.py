@@ -44,14 +44,14 @@ def convert(
     threads: int | None,
     overwrite: bool,
 ) -> None:
-    r"""Convert a Llama 3.2 Vision checkpoint from Hugging Face into a text GGUF and its mmproj.
+    """Convert a Llama 3.2 Vision checkpoint from Hugging Face into a text GGUF and its mmproj.
 
     SRC is a directory with config.json and *.safetensors.
 
     \b
     pyvllama convert Llama-3.2-11B-Vision-Instruct -o models
     pyvllama convert my-fine-tune -o models -q q8_0 --mmproj-type bf16
-    """
+    """  # noqa: D301  click wants the character itself
     from pyvllama.conversion import convert as convert_checkpoint  # noqa: PLC0415  not needed by the other commands
 
     with ui.bytes_progress() as progress:

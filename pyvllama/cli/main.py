@@ -39,13 +39,13 @@ class _Group(click.Group):
 @click.version_option(__version__, prog_name="pyvllama")
 @click.option("-v", "--verbose", is_flag=True, help="Show llama.cpp's log and our own on stderr.")
 def main(verbose: bool) -> None:
-    r"""Llama 3.2 Vision on your own machine.
+    """Llama 3.2 Vision on your own machine.
 
     \b
     pyvllama run -i photo.jpg "What is this?"       the bundled pocket model
     pyvllama convert CHECKPOINT -o models           weights from Hugging Face to GGUF
     pyvllama run models -i photo.jpg                chat about a picture
-    """
+    """  # noqa: D301  click wants the character itself
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.ERROR, format="%(name)s: %(message)s", stream=sys.stderr
     )

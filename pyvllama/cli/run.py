@@ -42,7 +42,8 @@ def _model_options(command: Command) -> Command:
         click.option("--mmproj", type=click.Path(), help="The mmproj file, if it is not beside the text file."),
         click.option("-c", "--ctx-size", type=click.IntRange(min=1), default=DEFAULT_N_CTX, show_default=True,
                      help="Positions of the context."),
-        click.option("-t", "--threads", type=click.IntRange(1, MAX_N_THREADS), help="CPU threads. Default: physical cores."),
+        click.option("-t", "--threads", type=click.IntRange(1, MAX_N_THREADS),
+                     help="CPU threads. Default: physical cores."),
         click.option("-ngl", "--gpu-layers", type=int, default=0, show_default=True,
                      help="Text layers on the GPU, -1 for all; any but 0 also puts the vision part there."),
     )  # fmt: skip
@@ -96,7 +97,7 @@ def run(
     gpu_layers: int,
     **sampling: Any,
 ) -> None:
-    r"""Answer a question about pictures, or chat.
+    """Answer a question about pictures, or chat.
 
     MODEL is a text GGUF (its mmproj-*.gguf beside it), or a directory with the pair; without one, the bundled pocket
     model answers. Without PROMPT a chat begins; a prompt may also come through a pipe.
@@ -106,7 +107,7 @@ def run(
     pyvllama run models -i a.jpg -i b.jpg --temperature 0 "What differs?"
     pyvllama run models                                  chat; /image PATH attaches a picture
     echo "Describe it." | pyvllama run -i shapes.png --json
-    """
+    """  # noqa: D301  click wants the character itself
     model, prompt = split_arguments(arguments)
     if prompt is None and (as_json or not sys.stdin.isatty()):
         prompt = sys.stdin.read().strip()

@@ -67,12 +67,12 @@ def _contents(file: GGUFFile) -> dict[str, Any]:
 @click.option("--mmproj", type=click.Path(), help="The mmproj file, if it is not beside the text file.")
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
 def show(model: str | None, mmproj: str | None, as_json: bool) -> None:
-    r"""Show what is in a model, without loading it.
+    """Show what is in a model, without loading it.
 
     \b
     pyvllama show models
     pyvllama show models/Llama-3.2-11B-Vision-Instruct-Q4_K_M.gguf --json
-    """
+    """  # noqa: D301  click wants the character itself
     d = describe(model, mmproj)
     if as_json:
         click.echo(json.dumps(d, indent=2))

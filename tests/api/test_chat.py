@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import assistant, joined, text_of, user
+from talk import assistant, joined, text_of, user
 
 import pyvllama
 from pyvllama.errors import BackendError, Cancelled, ConfigError, ContextOverflow, ImageError, PromptError
@@ -126,13 +126,12 @@ def test_an_answer_that_ends_exactly_at_max_tokens(llm, question):
     assert (text_of(cut), cut["choices"][0]["finish_reason"]) == (ANSWER, "length")
 
 
-def test_an_answer_ends_where_the_context_does(load_tiny):
-    llm = load_tiny(n_ctx=256)
-    got = llm.chat([user("Hello")], temperature=0)
+def test_an_answer_ends_where_the_context_does(endless):
+    got = endless.chat([user("Hello")])
     n_prompt, n_answer = got["usage"]["prompt_tokens"], got["usage"]["completion_tokens"]
     assert got["choices"][0]["finish_reason"] == "length"
-    assert n_prompt + n_answer - 1 == llm.n_ctx  # the last token need not fit: nothing follows it
-    assert llm.chat([user("Hello")], temperature=0, max_tokens=3)["usage"]["completion_tokens"] == 3
+    assert n_prompt + n_answer - 1 == endless.n_ctx  # the last token need not fit: nothing follows it
+    assert endless.chat([user("Hello")], max_tokens=3)["usage"]["completion_tokens"] == 3
 
 
 # --- stop strings ---

@@ -1,4 +1,4 @@
-"""The public face: what `__all__` promises is there, sorted and documented, and every error has somebody who raises it."""
+"""The public face: what `__all__` promises is there, sorted and documented; every error is raised by something."""
 
 import importlib
 import inspect
@@ -113,7 +113,7 @@ RAISED_BY = {
     "FormatError": lambda llm, pair, tmp: pyvllama.load(pair.mmproj, pair.text),
     "ModelNotFound": lambda llm, pair, tmp: pyvllama.load(tmp / "gone.gguf"),
     "ImageError": lambda llm, pair, tmp: llm.encode_image(b"no image"),
-    "ImageTooLarge": lambda llm, pair, tmp: llm.encode_image(Image.new("1", (40000, 40000))),
+    "ImageTooLarge": lambda llm, pair, tmp: llm.encode_image(Image.new("1", (10000, 10000))),
     "ImageFetchRefused": lambda llm, pair, tmp: llm.encode_image("http://127.0.0.1:1/a.png"),
     "PromptError": lambda llm, pair, tmp: llm.chat([]),
     "ContextOverflow": lambda llm, pair, tmp: llm.chat(user(type="text", text="word " * 500)),

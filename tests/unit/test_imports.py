@@ -165,7 +165,9 @@ def test_import_says_nothing_and_leaves_logging_alone():
 
 
 def test_converting_needs_no_torch():
-    run = run_python("import sys, pyvllama; pyvllama.convert; assert 'gguf' in sys.modules; assert 'torch' not in sys.modules")
+    run = run_python(
+        "import sys, pyvllama; pyvllama.convert; assert 'gguf' in sys.modules; assert 'torch' not in sys.modules"
+    )
     assert run.returncode == 0, run.stderr
 
 

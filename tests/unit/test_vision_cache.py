@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from PIL import Image
 from pictures import encoded, noise
+from PIL import Image
 
 from pyvllama.config import PreprocessorConfig
 from pyvllama.errors import Cancelled
