@@ -105,7 +105,7 @@ void poll_signals() {
     }
 }
 
-std::shared_ptr<mmproj> load_mmproj(const std::string & path, const std::string & device, int n_threads,
+std::shared_ptr<mmproj> load_mmproj(nb::object path, const std::string & device, int n_threads,
                                     const std::string & cross_kv_type, bool repack, bool merge_padding,
                                     nb::object progress) {
     mmproj_options options;
@@ -114,9 +114,11 @@ std::shared_ptr<mmproj> load_mmproj(const std::string & path, const std::string 
     options.cross_kv_type = ggml_type_by_name(cross_kv_type.c_str());
     options.repack = repack;
     options.merge_padding = merge_padding;
+    const nb::bytes encoded = nb::cast<nb::bytes>(nb::module_::import_("os").attr("fsencode")(path));
+    const std::string file(encoded.c_str(), encoded.size());
     python_progress p(progress);
     nb::gil_scoped_release release;
-    return std::make_shared<mmproj>(path, options, as_progress(p));
+    return std::make_shared<mmproj>(file, options, as_progress(p));
 }
 
 using array_f32_4d = nb::ndarray<const float, nb::ndim<4>, nb::c_contig, nb::device::cpu>;
@@ -240,7 +242,7 @@ NB_MODULE(_native, m) {
           "    uint8 [n_rows, bytes of a row].\n"
           "Raises:\n"
           "    ValueError: unknown type, rows of no whole number of blocks, or a type that needs an imatrix.");
-    m.def("dequantize", &dequantize, "rows"_a, "type"_a, nb::kw_only(), "n_threads"_a = 1,
+    m.def("dequantize", &dequantize, "rows"_a.noconvert(), "type"_a, nb::kw_only(), "n_threads"_a = 1,
           "uint8 [n_rows, bytes of a row] of that type -> float32 [n_rows, n_per_row].");
     m.def(
         "type_size",
@@ -269,6 +271,7 @@ NB_MODULE(_native, m) {
         .def(nb::new_(&load_mmproj), "path"_a, nb::kw_only(), "device"_a = "cpu", "n_threads"_a = 1,
              "cross_kv_type"_a = "f16", "repack"_a = true, "merge_padding"_a = true, "progress"_a = nb::none(),
              "Args:\n"
+             "    path: of the file, whatever os.fsencode takes.\n"
              "    device: 'cpu', 'gpu', or one of device_names().\n"
              "    cross_kv_type: 'f16', 'bf16' or 'f32', type of the images' keys and values.\n"
              "    repack: keep matmul weights in the layout of the CPU's fastest kernels, a copy in memory where there "
@@ -290,7 +293,7 @@ NB_MODULE(_native, m) {
         .def_prop_ro(
             "device", [](const mmproj & self) { return std::string(self.weights()->dev().name()); },
             "ggml's name of the device.")
-        .def("set_n_threads", &mmproj::set_n_threads, "n_threads"_a)
+        .def("set_n_threads", &mmproj::set_n_threads, "n_threads"_a, "CPU threads for encoding.")
         .def(
             "encode", &encode, "pixel_values"_a, "aspect_ratio_id"_a, nb::kw_only(), "want_states"_a = false,
             "progress"_a = nb::none(),
@@ -315,7 +318,7 @@ NB_MODULE(_native, m) {
             [](decode_hook * self, const mmproj & m, int n_threads) {
                 new (self) decode_hook(m.weights(), m.form(), n_threads, poll_signals);
             },
-            "mmproj"_a, nb::kw_only(), "n_threads"_a = 1)
+            "mmproj"_a, nb::kw_only(), "n_threads"_a = 1, "Of images that this mmproj encoded; n_threads: on the CPU.")
         .def_prop_ro(
             "cb_eval", [](const decode_hook &) { return (uintptr_t) &decode_hook::cb_eval; },
             "Address for llama_context_params.cb_eval.")
@@ -338,6 +341,6 @@ NB_MODULE(_native, m) {
              "    BackendError: a block failed, or rows were missed. KeyboardInterrupt and others that arose "
              "meanwhile.\n"
              "    The batch's rows must then be removed from the KV cache.")
-        .def("set_n_threads", &decode_hook::set_n_threads, "n_threads"_a)
+        .def("set_n_threads", &decode_hook::set_n_threads, "n_threads"_a, "CPU threads for cross-attention.")
         .def_prop_ro("stats", &stats_dict, "Counters since creation, as a dict.");
 }

@@ -69,7 +69,7 @@ void decode_hook::begin(std::vector<int32_t> row_group, std::vector<image_group>
             throw std::invalid_argument("a group of images is empty");
         }
         for (const image_states_ptr & image : group) {
-            if (!image || image->made_for() != weights_.get()) {
+            if (!image || image->made_for() != weights_->id()) {
                 throw std::invalid_argument("an image was not encoded by this model");
             }
         }
@@ -191,16 +191,7 @@ decode_hook::block & decode_hook::find_block(size_t j_cross, const ggml_tensor *
                                                                groups_, form_, b->views));
     require_support(backend_.get(), b->graph);
 
-    const size_t before = ggml_gallocr_get_buffer_size(scratch_.get(), 0);
-    if (!ggml_gallocr_alloc_graph(scratch_.get(), b->graph)) {
-        blocks_.clear();
-        throw backend_error(std::string("no memory on ") + ggml_backend_name(backend_.get()) +
-                            " for a cross-attention block");
-    }
-    stats_.scratch_bytes = ggml_gallocr_get_buffer_size(scratch_.get(), 0);
-    if (stats_.scratch_bytes != before) {
-        blocks_.clear();  // their tensors point into the buffer that was replaced
-    }
+    allocate(*b);
     while (blocks_.size() >= MAX_BLOCKS_PER_LAYER * weights_->cross.size()) {
         auto oldest = std::min_element(blocks_.begin(), blocks_.end(),
                                        [](const auto & x, const auto & y) { return x.second->used < y.second->used; });
@@ -209,6 +200,33 @@ decode_hook::block & decode_hook::find_block(size_t j_cross, const ggml_tensor *
     b->used = ++clock_;
     stats_.n_graphs++;
     return *(blocks_[key] = std::move(b));
+}
+
+// Gives the block's tensors their places in the shared scratch buffer.
+void decode_hook::allocate(block & b) {
+    // reserve() plans for this very graph: alloc_graph alone would take over the plan of the graph before if that has
+    // as many nodes of the same sizes.
+    if (!ggml_gallocr_reserve(scratch_.get(), b.graph) || !ggml_gallocr_alloc_graph(scratch_.get(), b.graph)) {
+        blocks_.clear();
+        scratch_.reset(ggml_gallocr_new(weights_->dev().default_buft()));  // a failed one would crash at its next use
+        scratch_buffer_ = nullptr;
+        stats_.scratch_bytes = 0;
+        throw backend_error(std::string("no memory on ") + ggml_backend_name(backend_.get()) +
+                            " for a cross-attention block");
+    }
+    const void * buffer = nullptr;
+    for (int i = 0; i < ggml_graph_n_nodes(b.graph) && !buffer; ++i) {
+        const ggml_tensor * node = ggml_graph_node(b.graph, i);
+        if (!node->view_src) {
+            buffer = ggml_backend_buffer_get_base(node->buffer);
+        }
+    }
+    const size_t size = ggml_gallocr_get_buffer_size(scratch_.get(), 0);
+    if (buffer != scratch_buffer_ || size != stats_.scratch_bytes) {
+        blocks_.clear();  // their tensors point into the buffer that was replaced
+    }
+    scratch_buffer_ = buffer;
+    stats_.scratch_bytes = size;
 }
 
 void decode_hook::run_block(size_t j_cross, ggml_tensor * l_out, const row_run & run) {

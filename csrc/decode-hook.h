@@ -61,6 +61,8 @@ class decode_hook {
     void run_block(size_t j_cross, ggml_tensor * l_out, const row_run & run);
     block & find_block(size_t j_cross, const ggml_tensor * l_out, const row_run & run, bool copy);
 
+    void allocate(block & b);
+
     std::shared_ptr<const mllama_weights> weights_;
     const attention_form form_;
     ggml_backend_ptr backend_;
@@ -73,7 +75,8 @@ class decode_hook {
     std::vector<int> rows_done_;  // per cross layer
     std::exception_ptr failure_;
 
-    ggml_gallocr_ptr scratch_;  // shared by all blocks: one runs at a time and nothing outlives it
+    const void * scratch_buffer_ = nullptr;  // base of the buffer that all blocks point into
+    ggml_gallocr_ptr scratch_;               // shared by all blocks: one runs at a time and nothing outlives it
     std::map<std::vector<int64_t>, std::unique_ptr<block>> blocks_;
     uint64_t clock_ = 0;
     hook_stats stats_;

@@ -3,6 +3,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <new>
 
 #include "errors.h"
 
@@ -53,6 +54,8 @@ void file_map::drop(size_t offset, size_t size) const {
 
 #else
 
+constexpr std::align_val_t ALIGNMENT{ 64 };  // ggml wants 32
+
 file_map::file_map(const std::string & path) {
     FILE * f = fopen(path.c_str(), "rb");
     if (!f) {
@@ -61,17 +64,20 @@ file_map::file_map(const std::string & path) {
     _fseeki64(f, 0, SEEK_END);
     const int64_t size = _ftelli64(f);
     _fseeki64(f, 0, SEEK_SET);
-    copy_.resize(size > 0 ? (size_t) size : 0);
-    const bool ok = size > 0 && fread(copy_.data(), 1, copy_.size(), f) == copy_.size();
+    size_ = size > 0 ? (size_t) size : 0;
+    copy_ = ::operator new(size_, ALIGNMENT);
+    const bool ok = size > 0 && fread(copy_, 1, size_, f) == size_;
     fclose(f);
     if (!ok) {
+        ::operator delete(copy_, ALIGNMENT);
         throw format_error(path + ": is empty or cannot be read");
     }
-    data_ = copy_.data();
-    size_ = copy_.size();
+    data_ = (const uint8_t *) copy_;
 }
 
-file_map::~file_map() = default;
+file_map::~file_map() {
+    ::operator delete(copy_, ALIGNMENT);
+}
 
 void file_map::drop(size_t, size_t) const {}
 

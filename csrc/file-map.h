@@ -1,10 +1,10 @@
-// A file's bytes in memory: mapped read-only where the system can, read whole elsewhere.
+// A file's bytes in memory: mapped read-only where the system can, read whole elsewhere. A mapped file must stay as it
+// is as long as it is used: truncating it kills the process, as with any program that maps files.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <string>
-#include <vector>
 
 namespace pyvllama {
 
@@ -25,7 +25,7 @@ class file_map {
   private:
     const uint8_t * data_ = nullptr;
     size_t size_ = 0;
-    std::vector<uint8_t> copy_;  // without mmap
+    void * copy_ = nullptr;  // without mmap
 };
 
 }  // namespace pyvllama

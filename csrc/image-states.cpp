@@ -24,7 +24,7 @@ std::vector<float> to_host(const ggml_tensor * t) {
 }  // namespace
 
 image_states::image_states(const mllama_weights & weights, attention_form form, ggml_type type, int n_tokens)
-    : weights_(&weights), form_(form), n_tokens_(n_tokens) {
+    : weights_id_(weights.id()), form_(form), n_tokens_(n_tokens) {
     static std::atomic<uint64_t> next_id{ 1 };
     id_ = next_id++;
     const mllama_text_hparams & h = weights.hparams().text;

@@ -24,7 +24,7 @@ class image_states {
     uint64_t id() const { return id_; }  // unique in this process
     int n_tokens() const { return n_tokens_; }
     size_t n_bytes() const { return ggml_backend_buffer_get_size(buffer_.get()); }
-    const mllama_weights * made_for() const { return weights_; }
+    uint64_t made_for() const { return weights_id_; }  // mllama_weights::id
 
     // For tests: keys or values of one layer as F32 on the host, [n_embd_head, n_tokens, n_head_kv] in both forms.
     std::vector<float> keys(size_t j_cross) const;
@@ -34,7 +34,7 @@ class image_states {
     std::vector<ggml_tensor *> v;  // softmax: [n_tokens, n_embd_head, n_head_kv]; flash: as k
 
   private:
-    const mllama_weights * weights_;
+    uint64_t weights_id_;
     attention_form form_;
     uint64_t id_;
     int n_tokens_;

@@ -1,5 +1,7 @@
 #include "mllama-hparams.h"
 
+#include <algorithm>
+
 namespace pyvllama {
 
 namespace {
@@ -48,7 +50,7 @@ int count(const gguf_file & f, const char * key, uint32_t lo, uint32_t hi) {
 
 float epsilon(const gguf_file & f, const char * key) {
     const float v = f.f32(key);
-    if (!(v >= 0.0f && v < 1.0f)) {
+    if (!(v > 0.0f && v < 1.0f)) {
         f.fail(std::string("key '") + key + "' is " + std::to_string(v) + ", expected a small positive number");
     }
     return v;
@@ -83,6 +85,10 @@ mllama_vision_hparams load_vision(const gguf_file & f) {
     require_multiple(f, h.n_embd, KEY_N_EMBD, h.n_head, KEY_N_HEAD);
     require_multiple(f, h.image_size, KEY_IMAGE_SIZE, h.patch_size, KEY_PATCH_SIZE);
     for (int i : f.i32_array(KEY_INTERMEDIATE)) {
+        const auto & known = h.intermediate_layers;
+        if (std::find(known.begin(), known.end(), i) != known.end()) {
+            f.fail(std::string("'") + KEY_INTERMEDIATE + "' names layer " + std::to_string(i) + " twice");
+        }
         if (i < 0 || i >= h.n_layer_local) {
             f.fail(std::string("'") + KEY_INTERMEDIATE + "' names layer " + std::to_string(i) + " of " +
                    std::to_string(h.n_layer_local));

@@ -26,7 +26,7 @@ struct mllama_vision_hparams {
     int n_patches() const { return (image_size / patch_size) * (image_size / patch_size); }
     int n_positions() const { return n_patches() + 1; }             // class token first
     int n_pad_rows() const { return (8 - n_positions() % 8) % 8; }  // Meta pads a tile's rows to a multiple of 8
-    int n_embd_out() const { return n_embd * (1 + (int) intermediate_layers.size()); }
+    int64_t n_embd_out() const { return (int64_t) n_embd * (1 + (int64_t) intermediate_layers.size()); }
 };
 
 struct mllama_text_hparams {

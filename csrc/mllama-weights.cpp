@@ -1,5 +1,6 @@
 #include "mllama-weights.h"
 
+#include <atomic>
 #include <cmath>
 #include <map>
 
@@ -7,8 +8,17 @@
 
 namespace pyvllama {
 
+namespace {
+
+uint64_t next_id() {
+    static std::atomic<uint64_t> id{ 1 };
+    return id++;
+}
+
+}  // namespace
+
 mllama_weights::mllama_weights(const std::string & path, const device & dev, bool repack, const progress_fn & progress)
-    : file_(path), hparams_(mllama_hparams::load(file_)), dev_(dev) {
+    : id_(next_id()), file_(path), hparams_(mllama_hparams::load(file_)), dev_(dev) {
     find_tensors();
     file_.refuse_unknown_tensors();
     place(repack, progress);
@@ -174,10 +184,13 @@ void mllama_weights::place(bool repack, const progress_fn & progress) {
             ggml_backend_tensor_set(t, base + offset, 0, n_bytes);  // repacks, where the buffer type does
             file_.bytes().drop(offset, n_bytes);
             done += n_bytes;
-            if (progress) {
+            if (progress && done < total) {
                 progress((float) done / (float) total);
             }
         }
+    }
+    if (progress) {
+        progress(1.0f);
     }
 }
 

@@ -49,6 +49,7 @@ class mllama_weights {
 
     const mllama_hparams & hparams() const { return hparams_; }
     const device & dev() const { return dev_; }
+    uint64_t id() const { return id_; }  // unique in this process
     const std::string & path() const { return file_.path(); }
 
     // on the device
@@ -78,6 +79,7 @@ class mllama_weights {
     float find_gate(const std::string & name);
     std::vector<float> tile_row(const ggml_tensor * table, int aspect_ratio_id, float factor) const;
 
+    uint64_t id_;
     gguf_file file_;
     mllama_hparams hparams_;
     device dev_;

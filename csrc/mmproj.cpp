@@ -49,6 +49,7 @@ mmproj::mmproj(const std::string & path, const mmproj_options & options, const p
 
 image_states_ptr mmproj::encode(const float * pixels, int n_tiles, int aspect_ratio_id, std::vector<float> * states_out,
                                 encode_stats * stats, const progress_fn & progress) {
+    const std::lock_guard<std::mutex> lock(encoding_);
     const vision_input input = make_vision_input(*weights_, pixels, n_tiles, aspect_ratio_id, options_.merge_padding);
     const int64_t t0 = ggml_time_us();
     ggml_context_ptr ctx(ggml_init({ ggml_tensor_overhead(), nullptr, true }));
@@ -67,6 +68,9 @@ image_states_ptr mmproj::encode(const float * pixels, int n_tiles, int aspect_ra
     image_states_ptr image = compute_image_states(
         *weights_, form_, options_.cross_kv_type, backend_.get(), states,
         progress ? [&](float f) { progress(TOWER_SHARE + f * (1.0f - TOWER_SHARE)); } : progress_fn());
+    if (progress) {
+        progress(1.0f);
+    }
     if (stats) {
         *stats = { (double) (t1 - t0) / 1000.0, (double) (ggml_time_us() - t1) / 1000.0, compute_bytes };
     }

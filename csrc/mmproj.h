@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -33,7 +34,7 @@ class mmproj {
     attention_form form() const { return form_; }
 
     // pixels: [image_size, image_size, 3, n_tiles] F32. states, if given, gets the cross_attention_states
-    // [text n_embd, n_tiles*n_positions]. One image at a time.
+    // [text n_embd, n_tiles*n_positions]. Threads wait for one another: one image at a time.
     // Throws std::invalid_argument, backend_error, and what progress throws.
     image_states_ptr encode(const float * pixels, int n_tiles, int aspect_ratio_id, std::vector<float> * states,
                             encode_stats * stats, const progress_fn & progress);
@@ -41,6 +42,7 @@ class mmproj {
     void set_n_threads(int n_threads) { pyvllama::set_n_threads(backend_.get(), n_threads); }
 
   private:
+    std::mutex encoding_;
     const mmproj_options options_;
     std::shared_ptr<const mllama_weights> weights_;
     attention_form form_;

@@ -18,7 +18,8 @@ vision_graph::vision_graph(const mllama_weights & weights, const vision_rows & r
       eps_(weights.hparams().vision.layer_norm_eps),
       mask_form_(!weights.dev().is_cpu()) {
     const size_t n_layers = weights.local.size() + weights.global.size();
-    const size_t n_nodes = 64 * n_layers + 32 * rows.n_tiles + 256;
+    const size_t n_intermediate = weights.hparams().vision.intermediate_layers.size();
+    const size_t n_nodes = 64 * n_layers + (3 * n_intermediate + 16) * rows.n_tiles + 256;
     ctx_owner_.reset(
         ggml_init({ n_nodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false), nullptr, true }));
     ctx_ = ctx_owner_.get();

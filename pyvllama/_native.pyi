@@ -31,7 +31,7 @@ class ImageStates:
 class Mmproj:
     def __init__(
         self,
-        path: str,
+        path: object,
         *,
         device: str = "cpu",
         n_threads: int = 1,

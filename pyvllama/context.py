@@ -16,6 +16,14 @@ from pyvllama.model import Model
 __all__ = ["Context", "ContextParams", "Row"]
 
 _NO_SLOT = 1
+_LIMITS = {  # llama.cpp's own
+    "n_ctx": 2**31 - 1,
+    "n_batch": 2**31 - 1,
+    "n_ubatch": 2**31 - 1,
+    "n_seq_max": 256,
+    "n_threads": 512,
+    "n_threads_batch": 512,
+}
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "bf16": 30}  # ggml_type
 _FLASH_ATTN = {None: -1, False: 0, True: 1}  # llama_flash_attn_type
 
@@ -74,11 +82,15 @@ class Context:
     def __init__(self, model: Model, params: ContextParams) -> None:
         if params.kv_type not in KV_TYPES:
             raise ConfigError(f"kv_type must be one of {', '.join(KV_TYPES)}, not {params.kv_type!r}")
-        for name in ("n_ctx", "n_batch", "n_ubatch", "n_seq_max", "n_threads", "n_threads_batch"):
-            if getattr(params, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(params, name)}")
+        for name, most in _LIMITS.items():
+            if not 1 <= getattr(params, name) <= most:
+                raise ConfigError(f"{name} must be between 1 and {most}, not {getattr(params, name)}")
+        if params.kv_type == "q8_0" and params.flash_attn is False:
+            raise ConfigError("kv_type q8_0 needs flash attention: leave flash_attn to llama.cpp, or choose f16")
+        self._ctx: Any = None
         self.model = model
-        self._hook = native.DecodeHook(model.mmproj, n_threads=params.n_threads)
+        self._weights: Any = model.weights.acquire()
+        self._hook: Any = native.DecodeHook(model.mmproj, n_threads=params.n_threads)
         c = llama_cpp.llama_context_default_params()
         c.n_ctx, c.n_seq_max = params.n_ctx, params.n_seq_max
         c.n_batch = min(params.n_batch, params.n_ctx)
@@ -100,6 +112,7 @@ class Context:
                 "try a smaller n_ctx"
             )
         self.n_ctx: int = llama_cpp.llama_n_ctx(self._ctx)
+        self.n_seq_max = params.n_seq_max
         self.n_batch: int = llama_cpp.llama_n_batch(self._ctx)
         self._n_threads = (params.n_threads, params.n_threads_batch)
         self._token_batch = llama_cpp.llama_batch_init(self.n_batch, 0, 1)
@@ -115,6 +128,8 @@ class Context:
     @property
     def hook_stats(self) -> dict[str, Any]:
         """Counters of the cross-attention hook."""
+        if self._hook is None:
+            raise BackendError("the context is closed")
         stats: dict[str, Any] = self._hook.stats
         return stats
 
@@ -132,23 +147,32 @@ class Context:
             ContextOverflow: no room in the KV cache.
             BackendError: the computation failed.
             KeyboardInterrupt: Ctrl-C arrived meanwhile.
-            After any of these the rows' positions have been removed from the cache again.
+            After any of these the cache holds what it held before.
+            ValueError: a row with a sequence, position or token that does not exist, or too many rows.
         """
         if not 0 < len(rows) <= self.n_batch:
             raise ValueError(f"{len(rows)} rows, a batch takes 1 to {self.n_batch}")
-        parts = [np.empty((0, self.model.tokenizer.n_tokens), np.float32)]
+        n_tokens = self.model.tokenizer.n_tokens
+        for row in rows:
+            if not (0 <= row.seq < self.n_seq_max and row.pos >= 0):
+                raise ValueError(f"{row}: there are {self.n_seq_max} sequences, and positions count from 0")
+            if not (0 <= row.token < n_tokens or row.token == self.model.image_token):
+                raise ValueError(f"{row}: there are {n_tokens} tokens")
+        memory = llama_cpp.llama_get_memory(self.handle)
+        held = {row.seq: llama_cpp.llama_memory_seq_pos_max(memory, row.seq) for row in rows}
+        parts = [np.empty((0, n_tokens), np.float32)]
         try:
             # llama.cpp takes token ids or embeddings, not both in a batch
-            for as_embd, part in groupby(rows, key=lambda r: r.token >= self.model.tokenizer.n_tokens):
+            for as_embd, part in groupby(rows, key=lambda row: row.token >= n_tokens):
                 run = list(part)
                 self._decode(run, as_embd)
                 if collect:
                     parts.append(self._logits(sum(row.logits for row in run)))
+            return np.concatenate(parts)
         except BaseException:
-            for seq in {row.seq for row in rows}:
-                self.remove(seq, min(row.pos for row in rows if row.seq == seq))
+            for seq, last in held.items():
+                self.remove(seq, last + 1)
             raise
-        return np.concatenate(parts)
 
     def _decode(self, rows: list[Row], as_embd: bool) -> None:
         handle = self.handle
@@ -202,12 +226,15 @@ class Context:
     def close(self) -> None:
         """Free the context."""
         ctx, self._ctx = getattr(self, "_ctx", None), None
-        if ctx is None:
-            return
-        llama_cpp.llama_batch_free(self._token_batch)
-        if self._embd_batch is not None:
-            llama_cpp.llama_batch_free(self._embd_batch)
-        llama_cpp.llama_free(ctx)
+        if ctx is not None:
+            llama_cpp.llama_batch_free(self._token_batch)
+            if self._embd_batch is not None:
+                llama_cpp.llama_batch_free(self._embd_batch)
+            llama_cpp.llama_free(ctx)
+        self._hook = None  # after the context that calls it
+        weights, self._weights = getattr(self, "_weights", None), None
+        if weights is not None:
+            weights.release()
 
     def __del__(self) -> None:
         self.close()

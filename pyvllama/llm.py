@@ -1,6 +1,7 @@
 """The public object: a loaded pair that chats, gives logits and encodes images."""
 
 import itertools
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -108,7 +109,8 @@ def load(
 class LLM:
     """A loaded model with one conversation's worth of context. Made by `load`; a context manager.
 
-    Not thread-safe: one call at a time. A stream that is still open when another call begins ends with an error.
+    One call at a time: a call that begins while another thread (or a callback of the same one) is in the middle of one
+    raises BackendError. A stream that is still open when another call begins ends with BackendError.
     """
 
     def __init__(self, model: Model, params: ContextParams, image_cache_bytes: int) -> None:
@@ -116,6 +118,7 @@ class LLM:
         self._session = Session(Context(model, params))
         self._images = VisionCache(model, image_cache_bytes)
         self._turn = 0  # of the call that may use the session
+        self._lock = threading.Lock()  # held while llama.cpp computes
 
     def __enter__(self) -> "LLM":
         return self
@@ -125,10 +128,12 @@ class LLM:
 
     def close(self) -> None:
         """Free everything. Idempotent; any other method then raises BackendError."""
-        self._turn += 1
-        self._session.context.close()
-        self._images.clear()
-        self.model.close()
+        with self._exclusive():
+            self._turn += 1
+            self._session.close()
+            self._session.context.close()
+            self._images.clear()
+            self.model.close()
 
     @property
     def n_ctx(self) -> int:
@@ -189,17 +194,17 @@ class LLM:
             },
         )
         timings, usage = Timings(), Usage()
-        self._turn += 1
-        prompt = self._cells(messages, timings, image_progress)
-        usage.prompt_tokens = len(prompt)
-        start = time.perf_counter()
-        timings.prompt_n = self._session.prefill(prompt)
-        timings.prompt_ms = 1000 * (time.perf_counter() - start)
-        answer = _Answer(self.model.name, timings, usage)
-        deltas = self._deltas(params, answer, self._turn)
-        if stream:
-            return answer.chunks(deltas)
-        return answer.completion("".join(deltas))
+        with self._exclusive():
+            self._turn += 1
+            prompt = self._cells(messages, timings, image_progress)
+            usage.prompt_tokens = len(prompt)
+            start = time.perf_counter()
+            timings.prompt_n = self._session.prefill(prompt)
+            timings.prompt_ms = 1000 * (time.perf_counter() - start)
+            answer = _Answer(self.model.name, timings, usage)
+            if not stream:
+                return answer.completion("".join(self._deltas(params, answer)))
+            return answer.chunks(self._stream(self._deltas(params, answer), self._turn))
 
     def logits(self, messages: Sequence[Message]) -> npt.NDArray[np.float32]:
         """Logits of every row of the rendered prompt, for evaluation.
@@ -211,8 +216,10 @@ class LLM:
         Raises:
             As `chat`.
         """
-        self._turn += 1
-        return self._session.logits(self._cells(messages, Timings(), None))[:, : self.model.n_vocab]
+        with self._exclusive():
+            self._turn += 1
+            logits: npt.NDArray[np.float32] = self._session.logits(self._cells(messages, Timings(), None))
+            return logits[:, : self.model.n_vocab]
 
     def encode_image(self, image: Any) -> npt.NDArray[np.float32]:
         """The cross_attention_states of an image: what the text model's cross-attention layers see.
@@ -246,8 +253,27 @@ class LLM:
             at[slot.position] = encoded.states
         return [Cell(token, at.get(i)) for i, token in enumerate(prompt.token_ids)]
 
-    def _deltas(self, params: SamplingParams, answer: "_Answer", turn: int) -> Iterator[str]:
-        self._require_turn(turn)  # a stream may first be read long after it was made
+    def _exclusive(self) -> threading.Lock:
+        """The lock, if nobody holds it.
+
+        A bare lock: Ctrl-C cannot come between `with` and a lock's own methods, but into a context manager of ours.
+        """
+        if self._lock.locked():
+            raise BackendError("this model is in the middle of another call: it takes one at a time")
+        return self._lock
+
+    def _stream(self, deltas: Iterator[str], turn: int) -> Iterator[str]:
+        while True:
+            with self._exclusive():
+                self.model.handle  # noqa: B018  raises when closed
+                if turn != self._turn:
+                    raise BackendError("another call on this model has begun since: this stream cannot go on")
+                delta = next(deltas, None)
+            if delta is None:
+                return
+            yield delta
+
+    def _deltas(self, params: SamplingParams, answer: "_Answer") -> Iterator[str]:
         tokenizer = self.model.tokenizer
         text = TextStream(params.stop)
         for token in generate(self._session, params, answer.timings):
@@ -260,16 +286,10 @@ class LLM:
                 answer.finish_reason = "stop"
             if delta:
                 yield delta
-                self._require_turn(turn)
             if text.stopped:
                 return
         if rest := text.finish():
             yield rest
-
-    def _require_turn(self, turn: int) -> None:
-        self.model.handle  # noqa: B018  raises when closed
-        if turn != self._turn:
-            raise BackendError("another call on this model has begun since: this stream cannot go on")
 
 
 class _Answer:

@@ -1,5 +1,6 @@
 """The two files of a pair, checked against each other and loaded: immutable, shared by any number of contexts."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,8 @@ class Model:
         repack: bool = True,
         progress: Progress | None = None,
     ) -> None:
-        self._handle: Any = None
+        self._weights: _TextWeights | None = None
+        self._mmproj: native.Mmproj | None = None
         if cross_kv_type not in _CROSS_KV_TYPES:
             raise ConfigError(f"cross_kv_type must be one of {', '.join(_CROSS_KV_TYPES)}, not {cross_kv_type!r}")
         self.text_path, self.mmproj_path = text, mmproj
@@ -75,29 +77,41 @@ class Model:
         check_text(text_file)
         self.text_metadata = text_file.metadata
         self.mmproj_metadata = mmproj_file.metadata
-        self.mmproj = native.Mmproj(
-            str(mmproj),
+        self._mmproj = native.Mmproj(
+            mmproj,
             device="gpu" if n_gpu_layers != 0 and llama_cpp.llama_supports_gpu_offload() else "cpu",
             n_threads=self.n_threads,
             cross_kv_type=cross_kv_type,
             repack=repack,
             progress=_part(progress, 0.0, 0.5),
         )
-        self.hparams: dict[str, Any] = self.mmproj.hparams
-        self.image_token_embd: npt.NDArray[np.float32] = self.mmproj.image_token_embd
+        self.hparams: dict[str, Any] = self._mmproj.hparams
+        self.image_token_embd: npt.NDArray[np.float32] = self._mmproj.image_token_embd
         check_pair(text_file, mmproj_file, self.hparams)
         self.is_graft = pairing_hash(text_file) != self.hparams["pairing_hash"]
-        self._handle = _load_text(text, n_gpu_layers, use_mmap, _part(progress, 0.5, 1.0))
-        self.tokenizer = Tokenizer(llama_cpp.llama_model_get_vocab(self._handle))
+        self._weights = _TextWeights(_load_text(text, n_gpu_layers, use_mmap, _part(progress, 0.5, 1.0)))
+        self.tokenizer = Tokenizer(llama_cpp.llama_model_get_vocab(self.handle))
         self.preprocessor = PreprocessorConfig.from_gguf(self.mmproj_metadata)
         self.template = self._chat_template()
 
     @property
+    def weights(self) -> "_TextWeights":
+        """The text model; contexts hold it for as long as they live."""
+        if self._weights is None:
+            raise BackendError("the model is closed")
+        return self._weights
+
+    @property
     def handle(self) -> Any:
         """The llama_model pointer."""
-        if self._handle is None:
+        return self.weights.handle
+
+    @property
+    def mmproj(self) -> native.Mmproj:
+        """The native.Mmproj."""
+        if self._mmproj is None:
             raise BackendError("the model is closed")
-        return self._handle
+        return self._mmproj
 
     @property
     def name(self) -> str:
@@ -149,13 +163,33 @@ class Model:
             raise FormatError(f"{self.text_path if source is own else self.mmproj_path}: {e}") from e
 
     def close(self) -> None:
-        """Free the text model's weights; contexts must be closed before. Idempotent."""
-        handle, self._handle = getattr(self, "_handle", None), None
-        if handle is not None:
-            llama_cpp.llama_model_free(handle)
+        """Free both files, the text model once the last context on it is closed. Idempotent."""
+        if tokenizer := getattr(self, "tokenizer", None):
+            tokenizer.close()
+        self._mmproj = None
+        weights, self._weights = getattr(self, "_weights", None), None
+        if weights is not None:
+            weights.release()
 
     def __del__(self) -> None:
         self.close()
+
+
+class _TextWeights:
+    """A llama_model, freed when its last user releases it: no context may outlive it, in whatever order things die."""
+
+    def __init__(self, handle: Any) -> None:
+        self.handle = handle
+        self._users = 1
+
+    def acquire(self) -> "_TextWeights":
+        self._users += 1
+        return self
+
+    def release(self) -> None:
+        self._users -= 1
+        if self._users == 0:
+            llama_cpp.llama_model_free(self.handle)
 
 
 def _part(progress: Progress | None, first: float, last: float) -> Progress | None:
@@ -180,7 +214,7 @@ def _load_text(path: Path, n_gpu_layers: int, use_mmap: bool, progress: Progress
     params.use_mmap = use_mmap
     callback = llama_cpp.llama_progress_callback(on_progress)
     params.progress_callback = callback
-    handle = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+    handle = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
     if stopped:
         raise stopped[0] or Cancelled(f"loading {path} was stopped")
     if not handle:

@@ -3,6 +3,8 @@
 llama.cpp asserts on some of it, which would end the Python process.
 """
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 from pyvllama.errors import FormatError
@@ -18,6 +20,22 @@ _SHAPES = (
     ("llama.attention.head_count_kv", "text_n_head_kv"),
 )
 _NO_WEIGHTS = ("i8", "i16", "i32", "i64", "f64")  # types that a tensor can have and llama.cpp cannot multiply
+_MAX_EXTRA_TOKENS = 256  # beyond lm_head's rows: the image token, its padding, and what a fine-tune may have added
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, float) and math.isfinite(value) and value > 0
+
+
+# Values that llama.cpp asserts on or computes nonsense with: key, what is expected, test. A missing key is its affair.
+_VALUES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
+    ("llama.attention.layer_norm_rms_epsilon", "a positive number", _is_positive),
+    ("llama.rope.freq_base", "a positive number", _is_positive),
+    ("llama.rope.scaling.factor", "a positive number", _is_positive),
+    ("llama.rope.scaling.type", "none, linear, yarn or longrope", ("none", "linear", "yarn", "longrope").__contains__),
+    ("llama.expert_count", "0: this is no Llama 3", (0).__eq__),
+    ("tokenizer.ggml.model", "'gpt2', Llama 3's kind of vocabulary", "gpt2".__eq__),
+)
 
 
 def check_text(file: GGUFFile) -> None:
@@ -41,6 +59,9 @@ def check_text(file: GGUFFile) -> None:
         raise FormatError(f"{file.path}: 'tokenizer.ggml.tokens' has the same token twice")
     if not isinstance(file.metadata.get("tokenizer.chat_template", ""), str):
         raise FormatError(f"{file.path}: key 'tokenizer.chat_template' is no text")
+    for key, expected, fits in _VALUES:
+        if key in file.metadata and not fits(file.metadata[key]):
+            raise FormatError(f"{file.path}: key '{key}' is {file.metadata[key]!r}, expected {expected}")
     for tensor in file.tensors.values():
         if tensor.type in _NO_WEIGHTS:
             raise FormatError(f"{file.path}: tensor '{tensor.name}' is of type {tensor.type}, no type of weights")
@@ -65,5 +86,7 @@ def check_pair(text: GGUFFile, mmproj: GGUFFile, hparams: dict[str, Any]) -> Non
     n_tokens = len(text.metadata["tokenizer.ggml.tokens"])
     if n_tokens < hparams["text_n_vocab"]:
         wrong.append(f"the vocabulary has {n_tokens} tokens, the mmproj was made for {hparams['text_n_vocab']}")
+    elif n_tokens > hparams["text_n_vocab"] + _MAX_EXTRA_TOKENS:
+        wrong.append(f"the vocabulary has {n_tokens} tokens, the mmproj was made for only {hparams['text_n_vocab']}")
     if wrong:
         raise FormatError(f"{text.path} and {mmproj.path} do not belong together: {'; '.join(wrong)}")

@@ -96,9 +96,14 @@ class Session:
 
     def truncate(self, n: int) -> None:
         """Forget all positions from n on."""
-        if n < self.n_past:
-            self.context.remove(self.seq, n)
-            del self._cells[n:], self._groups[n:]
+        # Always: an interrupt between decoding and noting it down leaves rows in the KV cache that no list knows of.
+        self.context.remove(self.seq, n)
+        del self._cells[n:], self._groups[n:]
+
+    def close(self) -> None:
+        """Let go of the images; the context is closed by who made it."""
+        self._cells.clear()
+        self._groups.clear()
 
     def _require_room(self, prompt: Sequence[Cell]) -> None:
         if not prompt:
@@ -115,7 +120,7 @@ class Session:
             part = cells[start : start + self.context.n_batch]
             is_last = start + len(part) == len(cells)
             rows, groups = [], []
-            seen = self._groups[-1] if self._groups else ()
+            seen = self._groups[self.n_past - 1] if self.n_past else ()
             before = self._cells[-1] if self._cells else None
             for i, cell in enumerate(part):
                 seen = next_group(seen, before is not None and before.image is not None, cell.image)
@@ -124,6 +129,7 @@ class Session:
                 wanted = collect or (is_last and i == len(part) - 1)
                 rows.append(Row(cell.token, self.n_past + i, seen, self.seq, wanted))
             parts.append(self.context.decode(rows, collect=collect))
-            self._cells.extend(part)
+            del self._groups[self.n_past :]
             self._groups.extend(groups)
+            self._cells.extend(part)  # last: n_past, which everything goes by, grows when all is in place
         return np.concatenate(parts)

@@ -26,32 +26,42 @@ def well_formed(text: str) -> str:
 
 
 class Tokenizer:
-    """The vocabulary of a model. Immutable, so threads may share it; valid as long as the model is not freed.
+    """The vocabulary of a model. Immutable, so threads may share it; closed with its model.
 
     Args:
         vocab: what `llama_cpp.llama_model_get_vocab(model)` returns.
     """
 
     def __init__(self, vocab: Any) -> None:
-        self._vocab = vocab
+        self._vocab: Any = vocab
         self.n_tokens: int = llama_cpp.llama_vocab_n_tokens(vocab)
+
+    @property
+    def _open(self) -> Any:
+        if self._vocab is None:
+            raise BackendError("the model is closed")
+        return self._vocab
+
+    def close(self) -> None:
+        """The vocabulary goes away with its model: any use from now on raises BackendError."""
+        self._vocab = None
 
     @property
     def bos(self) -> int | None:
         """The token that every prompt begins with, None if the vocabulary has none."""
-        return self._or_none(llama_cpp.llama_vocab_bos(self._vocab))
+        return self._or_none(llama_cpp.llama_vocab_bos(self._open))
 
     @property
     def eos(self) -> int | None:
         """The token that the file names as the end of a text, None if it names none. See `eog` for all that end one."""
-        return self._or_none(llama_cpp.llama_vocab_eos(self._vocab))
+        return self._or_none(llama_cpp.llama_vocab_eos(self._open))
 
     @functools.cached_property
     def special_tokens(self) -> dict[str, int]:
         """The control tokens: text -> id, by rising id. Of two with one text the first counts."""
         found: dict[str, int] = {}
         for token in self._tokens_with(llama_cpp.llama_vocab_is_control):
-            text = llama_cpp.llama_vocab_get_text(self._vocab, token).decode("utf-8", errors="replace")
+            text = llama_cpp.llama_vocab_get_text(self._open, token).decode("utf-8", errors="replace")
             if text:
                 found.setdefault(text, token)
         return found
@@ -80,7 +90,7 @@ class Tokenizer:
         n_max = len(data) // 3 + 16  # rarely too small: then the first call answers with the size it needs
         for _ in range(2):
             buffer = (llama_cpp.llama_token * n_max)()
-            n = llama_cpp.llama_tokenize(self._vocab, data, len(data), buffer, n_max, False, parse_special)
+            n = llama_cpp.llama_tokenize(self._open, data, len(data), buffer, n_max, False, parse_special)
             if n >= 0:
                 return list(buffer[:n])
             n_max = -n
@@ -101,14 +111,14 @@ class Tokenizer:
         n_max = 64
         for _ in range(2):
             buffer = ctypes.create_string_buffer(n_max)
-            n = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, n_max, 0, special)
+            n = llama_cpp.llama_token_to_piece(self._open, token, buffer, n_max, 0, special)
             if n >= 0:
                 return buffer.raw[:n]
             n_max = -n
         raise BackendError(f"llama.cpp gave no text for token {token} (it answered {n})")
 
     def _tokens_with(self, predicate: Any) -> Iterable[int]:
-        return (token for token in range(self.n_tokens) if predicate(self._vocab, token))
+        return (token for token in range(self.n_tokens) if predicate(self._open, token))
 
     @staticmethod
     def _or_none(token: int) -> int | None:

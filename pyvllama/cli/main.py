@@ -1,5 +1,6 @@
 """The `pyvllama` program: its commands and what happens to their errors."""
 
+import io
 import logging
 import sys
 from typing import Any
@@ -33,6 +34,9 @@ class _Group(click.Group):
         except BrokenPipeError:  # the reader of our output has gone
             sys.stderr.close()
             ctx.exit(EXIT_ERROR)
+        except OSError as e:  # a full disk behind stdout, say
+            ui.error(str(e))
+            ctx.exit(EXIT_ERROR)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -46,6 +50,9 @@ def main(verbose: bool) -> None:
     pyvllama convert CHECKPOINT -o models           weights from Hugging Face to GGUF
     pyvllama run models -i photo.jpg                chat about a picture
     """  # noqa: D301  click wants the character itself
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # an answer may hold characters that an old terminal cannot show
+            stream.reconfigure(errors="replace")
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.ERROR, format="%(name)s: %(message)s", stream=sys.stderr
     )

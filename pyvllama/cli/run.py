@@ -109,8 +109,8 @@ def run(
     echo "Describe it." | pyvllama run -i shapes.png --json
     """  # noqa: D301  click wants the character itself
     model, prompt = split_arguments(arguments)
-    if prompt is None and (as_json or not sys.stdin.isatty()):
-        prompt = sys.stdin.read().strip()
+    if prompt is None and (as_json or sys.stdin is None or not sys.stdin.isatty()):
+        prompt = sys.stdin.read().strip() if sys.stdin is not None else ""
     if prompt is not None and not prompt.strip() and not images:
         raise PromptError("the prompt is empty: give a question as an argument or through a pipe")
     if model is None:

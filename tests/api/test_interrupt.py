@@ -12,7 +12,8 @@ from talk import last_logits, user
 
 from pyvllama.errors import VllamaError
 
-TRACED = ("session.py", "context.py", "generation.py", "llm.py")
+# Not llm.py: it holds a lock by `with`, whose exit a trace function can skip and a signal cannot.
+TRACED = ("session.py", "context.py", "generation.py")
 WORKER = Path(__file__).parent / "interrupted.py"
 # The command line with a model that never ends its answer by itself.
 ENDLESS = (
@@ -63,10 +64,6 @@ def interrupted_at(line: int, call) -> str | None:
     return None
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="session.py: between Context.decode and the notes of what it decoded; `truncate` must always remove",
-)
 def test_no_line_is_the_wrong_one_for_ctrl_c(load_tiny):
     """A signal can arrive between any two lines, most of all between decoding rows and noting that they are there."""
     llm = load_tiny()

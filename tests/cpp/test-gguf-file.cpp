@@ -74,6 +74,15 @@ int main() {
     THROWS(load(bad.path), format_error, "tensor 'v.blk.2.ln1.weight' is missing");
     set_u32("clip.vision.feed_forward_length", 47);
     THROWS(load(bad.path), format_error, "has shape [32, 48], expected [32, 47]");
+    for (const std::vector<int32_t> & layers : { std::vector<int32_t>{ 0, 1, 0 }, std::vector<int32_t>(400, 1) }) {
+        edited([&](gguf_context * g) {
+            gguf_set_arr_data(g, "clip.mllama.intermediate_layers_indices", GGUF_TYPE_INT32, layers.data(),
+                              layers.size());
+        });
+        THROWS(load(bad.path), format_error, "twice");
+    }
+    edited([](gguf_context * g) { gguf_set_val_f32(g, "clip.vision.attention.layer_norm_epsilon", 0.0f); });
+    THROWS(load(bad.path), format_error, "small positive number");
     auto set_cross = [&](std::vector<int32_t> layers) {
         edited([=](gguf_context * g) {
             gguf_set_arr_data(g, "clip.mllama.cross_attention_layers", GGUF_TYPE_INT32, layers.data(), layers.size());

@@ -258,6 +258,17 @@ static void test_failures() {
     THROWS(hook.begin({ 0 }, { {} }), std::invalid_argument, "empty");
     THROWS(hook.begin({ 1 }, { { image } }), std::invalid_argument, "group 1 of 1");
 
+    {  // nor is one of a model that is gone, even where the next model has its address
+        fixture h("test-mmproj-h.gguf", true, true);
+        image_states_ptr orphan;
+        h.states(1, &orphan);
+        for (int i = 0; i < 5; ++i) {
+            h.model.reset();
+            h.model = std::make_unique<mmproj>(h.file.path, mmproj_options{}, nullptr);
+            decode_hook next(h.model->weights(), h.model->form(), 1, nullptr);
+            THROWS(next.begin({ 0 }, { { orphan } }), std::invalid_argument, "not encoded by this model");
+        }
+    }
     const std::vector<float> rows = noise((size_t) 4 * s.t_embd, 1);
     hook.begin({ 0, 0 }, { { image } });  // llama.cpp computes fewer rows than the batch has
     fake_layer one_row(0, s.t_embd, 1, rows.data());

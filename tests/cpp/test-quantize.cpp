@@ -42,5 +42,13 @@ int main() {
     std::vector<uint8_t> out(1 << 20);
     THROWS(quantize_rows(GGML_TYPE_IQ2_XXS, rows.data(), out.data(), 1, 256, nullptr, 1), std::invalid_argument,
            "importance");
+    for (const char * name : { "q8_1", "q8_K", "i8", "f64" }) {
+        const ggml_type type = ggml_type_by_name(name);
+        THROWS(quantize_rows(type, rows.data(), out.data(), 1, 256, nullptr, 1), std::invalid_argument,
+               "does not quantize");
+    }
+    rows[300] = NAN;
+    THROWS(quantize_rows(GGML_TYPE_Q4_K, rows.data(), out.data(), 2, 256, nullptr, 1), std::invalid_argument,
+           "no finite");
     return summary("quantize");
 }

@@ -4,6 +4,8 @@ They are opened in a process of their own: llama.cpp itself asserts on some of t
 looks before it does.
 """
 
+import math
+
 import gguf_bytes as gb
 import pytest
 from gguf_bytes import Gguf
@@ -23,6 +25,7 @@ def token_twice(g: Gguf) -> None:
     key.payload = key.payload.replace(b"<|reserved_special_token_1|>", b"<|reserved_special_token_2|>")
 
 
+EPSILON = "llama.attention.layer_norm_rms_epsilon"
 DAMAGE = {
     "another_architecture": lambda g: g.set("general.architecture", gb.STRING, gb.string("qwen2")),
     "no_architecture": lambda g: g.drop_key("general.architecture"),
@@ -44,6 +47,13 @@ DAMAGE = {
     "unknown_tokenizer": lambda g: g.set("tokenizer.ggml.model", gb.STRING, gb.string("nonsense")),
     "broken_template": lambda g: g.set("tokenizer.chat_template", gb.STRING, gb.string("{% for x in %}")),
     "template_is_a_number": lambda g: g.set("tokenizer.chat_template", gb.U32, gb.scalar(gb.U32, 7)),
+    "epsilon_is_no_number": lambda g: g.set(EPSILON, gb.F32, gb.scalar(gb.F32, math.nan)),
+    "epsilon_negative": lambda g: g.set(EPSILON, gb.F32, gb.scalar(gb.F32, -1.0)),
+    "unknown_rope_scaling": lambda g: g.set("llama.rope.scaling.type", gb.STRING, gb.string("foo")),
+    "rope_base_0": lambda g: g.set("llama.rope.freq_base", gb.F32, gb.scalar(gb.F32, 0.0)),
+    "experts": lambda g: g.set("llama.expert_count", gb.U32, gb.scalar(gb.U32, 8)),
+    "vocabulary_of_llama_2": lambda g: g.set("tokenizer.ggml.model", gb.STRING, gb.string("llama")),
+    "no_vocabulary": lambda g: g.set("tokenizer.ggml.model", gb.STRING, gb.string("no_vocab")),
     "head_count_0": lambda g: g.set("llama.attention.head_count", gb.U32, bytes(4)),
     "rope_dimensions_of_no_head": lambda g: g.set("llama.rope.dimension_count", gb.U32, gb.scalar(gb.U32, 10**6)),
 }
