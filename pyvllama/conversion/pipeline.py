@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pyvllama.config import MllamaConfig, PreprocessorConfig
 from pyvllama.conversion.checkpoint import Checkpoint, to_f32
+from pyvllama.conversion.embedding_rows import fit_config, fit_tensors
 from pyvllama.conversion.metadata import mmproj_metadata, text_metadata
 from pyvllama.conversion.policy import MMPROJ_TYPES, TEXT_TYPES, FileType, Role, file_type, matrix_type
 from pyvllama.conversion.source import Source, find_source
@@ -130,7 +131,7 @@ def _prepare(src: Source, text_type: str, mmproj_type: str, cross_type: str | No
     cross = text if cross_type is None else file_type(cross_type, TEXT_TYPES, "cross_type")
     mmproj = file_type(mmproj_type, MMPROJ_TYPES, "mmproj_type")
     checkpoint = src.open()
-    config = MllamaConfig.from_hf_json(checkpoint.json("config.json"))
+    config = fit_config(checkpoint, MllamaConfig.from_hf_json(checkpoint.json("config.json")))
     processor = checkpoint.optional_json("processor_config.json") or {}
     if "image_processor" not in processor:  # transformers 5 has all in one file, older ones have not
         processor = checkpoint.json("preprocessor_config.json")
@@ -138,6 +139,7 @@ def _prepare(src: Source, text_type: str, mmproj_type: str, cross_type: str | No
     _check_tiles(config, preprocessor)
     vocab = read_vocabulary(checkpoint, config.text)
     planned = plan(config, vocab.filler_token)
+    checkpoint.tensors = fit_tensors(checkpoint.tensors, config, vocab.filler_token)
     unused = frozenset({"language_model.lm_head.weight"} if config.text.tie_word_embeddings else ())
     checkpoint.check({t.hf: t.hf_shape for t in planned if t.hf}, unused)
     name = _model_name(name or src.name)
