@@ -46,7 +46,7 @@ def convert(
     threads: int | None,
     overwrite: bool,
 ) -> None:
-    r"""Convert a Llama 3.2 Vision checkpoint into a text GGUF and its mmproj.
+    """Convert a Llama 3.2 Vision checkpoint into a text GGUF and its mmproj.
 
     SRC is a directory: of Hugging Face's form (config.json, *.safetensors) or of Meta's (consolidated.*.pth,
     params.json, tokenizer.model; nothing in it is executed). Or it is the id of a repository on the Hub, such as
@@ -54,11 +54,14 @@ def convert(
     where it stopped; with HF_HUB_OFFLINE=1 only the cache is used). A gated repository needs its licence accepted on
     the Hub and a token (`hf auth login`, or HF_TOKEN).
 
+    Fine-tunes with other vocabulary sizes are taken as they are: a cut or enlarged embedding or lm_head, tied ones too.
+
     \b
+    pyvllama convert ~/.llama/checkpoints/Llama3.2-11B-Vision-Instruct -o models
     pyvllama convert meta-llama/Llama-3.2-11B-Vision-Instruct -o models
     pyvllama convert Llama-3.2-11B-Vision-Instruct -o models
     pyvllama convert my-fine-tune -o models -q q8_0 --mmproj-type bf16
-    """
+    """  # noqa: D301  (click needs the control character)
     from pyvllama.conversion import convert as convert_checkpoint  # noqa: PLC0415  not needed by the other commands
     from pyvllama.conversion.source import find_source  # noqa: PLC0415
 

@@ -190,11 +190,10 @@ def _sizes(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, int]:
             _VISION + "transformer.resblocks.0.mlp.c_fc.weight",
         )
     }
-    if lost := [name for name, shape in shapes.items() if not shape]:
+    if lost := [name for name, shape in shapes.items() if not shape or 0 in shape]:
         raise CheckpointError(f"{path} lacks tensors of Llama 3.2 Vision (is it a text model?):\n{listing(lost)}")
-    embed, extra, w1, width, conv, tiles, c_fc = (shape or () for shape in shapes.values())
+    _, _, w1, width, conv, tiles, c_fc = (shape or () for shape in shapes.values())
     return {
-        "n_embedding_rows": embed[0] + extra[0],
         "dim_ffn": w1[0],
         "vision_width": width[0],
         "patch_size": math.isqrt(conv[-1] // 3),

@@ -14,12 +14,13 @@ __all__ = ["CHAT_TEMPLATE", "Sizes", "cross_attention_layers", "hf_files"]
 
 Sizes = Mapping[str, int]
 """What only the tensors tell: `dim_ffn`, `vision_width`, `vision_ffn`, `vision_layers`, `vision_global_layers`,
-`patch_size`, `max_num_tiles`, `n_embedding_rows`."""
+`patch_size`, `max_num_tiles`."""
 
 # Constants of Meta's code (llama_models/llama3/multimodal/model.py), in no file of a checkpoint.
 _VISION_HEADS = 16
 _RETURN_INTERMEDIATE = (3, 7, 15, 23, 30)
 _VISION_NORM_EPS = 1e-5
+_MAX_TILES = 64
 _SCALED_ROPE = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -83,6 +84,8 @@ def hf_files(params: Mapping[str, Any], sizes: Sizes, specials: Mapping[str, int
     text = r.build(lambda: _text(r, sizes))
     image_size = r.build(lambda: r.count("vision_chunk_size"))
     n_tiles = sizes["max_num_tiles"]
+    if n_tiles > _MAX_TILES:
+        raise CheckpointError(f"the tensors hold embeddings for {n_tiles} tiles; at most {_MAX_TILES} are supported")
     if (said := params.get("vision_max_num_chunks", n_tiles)) != n_tiles:
         raise CheckpointError(
             f"params.json: vision_max_num_chunks is {said!r}, but the tensors hold embeddings for {n_tiles}"

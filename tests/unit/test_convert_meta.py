@@ -204,6 +204,16 @@ VISION = "vision_model.vision_encoder."
             CheckpointError,
             r"expected \[tiles, tiles",
         ),
+        (
+            edit_tensors(lambda t: t.update({VISION + "gated_positional_embedding": np.zeros((65, 65, 1))})),
+            CheckpointError,
+            "for 65 tiles; at most 64",
+        ),
+        (
+            edit_tensors(lambda t: t.update({"text_model.tok_embeddings.weight": np.zeros((10**12, 0))})),
+            CheckpointError,
+            "lacks tensors.*text model.*\n  text_model.tok_embeddings.weight",
+        ),
         (lambda d: (d / "tokenizer.model").write_bytes(b"\x08\x01 binary"), CheckpointError, "SentencePiece"),
         (lambda d: (d / "tokenizer.model").write_bytes(b"YQ== 0\n"), CheckpointError, "bytes have no token"),
         (lambda d: (d / "tokenizer.model").write_bytes(b"YQ== 1\n"), CheckpointError, "ranks 0 to 0"),
