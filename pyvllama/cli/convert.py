@@ -11,7 +11,7 @@ __all__ = ["convert"]
 
 
 @click.command()
-@click.argument("src", type=click.Path(path_type=Path))
+@click.argument("src")
 @click.option(
     "-o",
     "--output",
@@ -32,36 +32,48 @@ __all__ = ["convert"]
 )
 @click.option("--cross-type", help="Cross-attention layers. Default: as the text model.")
 @click.option("--name", help="Name of the files and the model. Default: the source's.")
+@click.option("--revision", help="Branch, tag or commit on the Hub. Default: its main branch.")
 @click.option("-t", "--threads", type=click.IntRange(1, MAX_N_THREADS), help="Default: all cores.")
 @click.option("--overwrite", is_flag=True, help="Replace existing files.")  # fmt: skip
 def convert(
-    src: Path,
+    src: str,
     out_dir: Path,
     text_type: str,
     mmproj_type: str,
     cross_type: str | None,
     name: str | None,
+    revision: str | None,
     threads: int | None,
     overwrite: bool,
 ) -> None:
-    """Convert a Llama 3.2 Vision checkpoint from Hugging Face into a text GGUF and its mmproj.
+    """Convert a Llama 3.2 Vision checkpoint into a text GGUF and its mmproj.
 
-    SRC is a directory with config.json and *.safetensors.
+    SRC is a directory: of Hugging Face's form (config.json, *.safetensors) or of Meta's (consolidated.*.pth,
+    params.json, tokenizer.model; nothing in it is executed). Or it is the id of a repository on the Hub, such as
+    meta-llama/Llama-3.2-11B-Vision-Instruct: it is downloaded into the Hub's cache (HF_HOME; a cut download goes on
+    where it stopped; with HF_HUB_OFFLINE=1 only the cache is used). A gated repository needs its licence accepted on
+    the Hub and a token (`hf auth login`, or HF_TOKEN).
+
+    Fine-tunes with other vocabulary sizes are taken as they are: a cut or enlarged embedding or lm_head, tied ones too.
 
     \b
+    pyvllama convert ~/.llama/checkpoints/Llama3.2-11B-Vision-Instruct -o models
+    pyvllama convert meta-llama/Llama-3.2-11B-Vision-Instruct -o models
     pyvllama convert Llama-3.2-11B-Vision-Instruct -o models
     pyvllama convert my-fine-tune -o models -q q8_0 --mmproj-type bf16
     """  # noqa: D301  click wants the character itself
     from pyvllama.conversion import convert as convert_checkpoint  # noqa: PLC0415  not needed by the other commands
+    from pyvllama.conversion.source import find_source  # noqa: PLC0415
 
+    source = find_source(src, revision=revision)  # its download draws bars of its own
     with ui.bytes_progress() as progress:
         pair = convert_checkpoint(
-            src,
+            source.path,
             out_dir,
             text_type=text_type,
             mmproj_type=mmproj_type,
             cross_type=cross_type,
-            name=name,
+            name=name or source.name,
             n_threads=threads,
             progress=progress,
             overwrite=overwrite,

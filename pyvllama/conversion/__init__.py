@@ -1,4 +1,4 @@
-"""Hugging Face checkpoints into pairs of GGUF files."""
+"""Checkpoints of Hugging Face's and of Meta's form, local or on the Hub, into pairs of GGUF files."""
 
 from pyvllama.conversion.pipeline import convert
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +22,9 @@ from pyvllama.conversion.tensor_map import canonical_name, is_ignored
 from pyvllama.conversion.transforms import Index
 from pyvllama.errors import CheckpointError, ModelNotFound
 
-__all__ = ["Checkpoint", "SourceTensor", "listing", "to_f32"]
+__all__ = ["DTYPES", "Checkpoint", "SourceTensor", "Tensor", "json_object", "listing", "read_text", "to_f32"]
 
-_DTYPES = {"F32": ("f32", "<f4"), "F16": ("f16", "<f2"), "BF16": ("bf16", "<u2")}
+DTYPES = {"F32": ("f32", "<f4"), "F16": ("f16", "<f2"), "BF16": ("bf16", "<u2")}
 """safetensors' dtype -> (ggml's name, NumPy's; bfloat16 as its 16 bits)."""
 
 _INDEX = "model.safetensors.index.json"
@@ -33,17 +34,16 @@ _MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
 
 @dataclass(frozen=True)
-class SourceTensor:
-    """A tensor in a safetensors file."""
+class Tensor(ABC):
+    """A tensor that is read row by row, when it is asked for."""
 
     name: str
     """As the file spells it."""
     path: Path
+    """The file, or the first of them; for messages."""
     type: str
     """'f32', 'f16' or 'bf16'."""
     shape: tuple[int, ...]
-    offset: int
-    """Bytes from the start of the file."""
 
     @property
     def n_rows(self) -> int:
@@ -55,12 +55,24 @@ class SourceTensor:
         """Elements behind the first dimension."""
         return math.prod(self.shape) // max(1, self.n_rows)
 
+    @abstractmethod
     def rows(self, index: Index) -> NDArray[Any]:
         """Read rows: [len(index), n_per_row] in the file's own type (bfloat16 as uint16).
 
         Raises:
             CheckpointError: the file cannot be read any more.
         """
+
+
+@dataclass(frozen=True)
+class SourceTensor(Tensor):
+    """A tensor whose values lie in one piece, row after row, in a file."""
+
+    offset: int
+    """Bytes from the start of the file."""
+
+    def rows(self, index: Index) -> NDArray[Any]:
+        """See `Tensor.rows`."""
         first, last = int(index.min()), int(index.max())
         if last - first < 2 * len(index) + 64:
             block = self._read(first, last - first + 1)
@@ -83,7 +95,7 @@ class SourceTensor:
         return data.reshape(count, self.n_per_row)
 
 
-_NUMPY = dict(_DTYPES.values())
+_NUMPY = dict(DTYPES.values())
 
 
 def to_f32(values: NDArray[Any]) -> NDArray[np.float32]:
@@ -98,12 +110,16 @@ class Checkpoint:
 
     Attributes:
         path: the directory.
-        tensors: canonical (Hub) name -> SourceTensor.
+        tensors: canonical (Hub) name -> Tensor.
 
     Raises:
         ModelNotFound: no such directory, or no config.json in it.
         CheckpointError: missing or damaged shards, unreadable JSON, tensor types that cannot be converted.
     """
+
+    config_file = "config.json"
+    """Where the sizes come from; for messages."""
+    tensors: Mapping[str, Tensor]
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -128,12 +144,12 @@ class Checkpoint:
         path = self.path / name
         if not path.is_file():
             return None
-        return _object(path, _text(path))
+        return json_object(path, read_text(path))
 
     def optional_text(self, name: str) -> str | None:
         """A text file of the directory, or None."""
         path = self.path / name
-        return _text(path) if path.is_file() else None
+        return read_text(path) if path.is_file() else None
 
     def check(self, expected: Mapping[str, Sequence[int]], unused: frozenset[str] = frozenset()) -> None:
         """Compare the tensors with what the model must have.
@@ -149,12 +165,14 @@ class Checkpoint:
         problems = [f"missing: {name}" for name in expected if name not in found]
         problems += [f"unknown: {self.tensors[name].name}" for name in sorted(found - set(expected) - unused)]
         problems += [
-            f"{t.name}: shape {list(t.shape)}, but config.json asks for {list(shape)}"
+            f"{t.name}: shape {list(t.shape)}, but {self.config_file} asks for {list(shape)}"
             for name, shape in expected.items()
             if (t := self.tensors.get(name)) is not None and t.shape != tuple(shape)
         ]
         if problems:
-            raise CheckpointError(f"{self.path} does not hold the tensors of its config.json:\n{listing(problems)}")
+            raise CheckpointError(
+                f"{self.path} does not hold the tensors of its {self.config_file}:\n{listing(problems)}"
+            )
 
     def _open_shards(self) -> dict[str, SourceTensor]:
         tensors: dict[str, SourceTensor] = {}
@@ -209,14 +227,16 @@ def listing(lines: Sequence[str], limit: int = 30) -> str:
     return "\n".join(f"  {line}" for line in [*lines[:limit], *more])
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A UTF-8 file; a CheckpointError where it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
         raise CheckpointError(f"{path} cannot be read: {e}") from e
 
 
-def _object(path: Path, text: str | bytes) -> dict[str, Any]:
+def json_object(path: Path, text: str | bytes) -> dict[str, Any]:
+    """The JSON object that `text` is; a CheckpointError that names `path` where it is none."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as e:
@@ -235,7 +255,7 @@ def _read_header(path: Path) -> Iterator[SourceTensor]:
             n = int.from_bytes(prefix, "little")
             if len(prefix) < 8 or n > min(size - 8, _MAX_HEADER_BYTES):
                 raise CheckpointError(f"{path} is no safetensors file, or truncated: its header does not fit into it")
-            header = _object(path, f.read(n))
+            header = json_object(path, f.read(n))
     except OSError as e:
         raise CheckpointError(f"{path} cannot be read: {e.strerror or e}") from e
     start = 8 + n
@@ -252,12 +272,12 @@ def _entry(path: Path, name: str, entry: Any, start: int, size: int) -> SourceTe
         valid = False
     if not valid:
         raise CheckpointError(f"{path}: the header's entry of {name!r} is damaged")
-    if dtype not in _DTYPES:
+    if dtype not in DTYPES:
         raise CheckpointError(
             f"{path}: {name} is of type {dtype} (an already quantized checkpoint?); "
-            f"supported are {', '.join(_DTYPES)}: convert from the original weights"
+            f"supported are {', '.join(DTYPES)}: convert from the original weights"
         )
-    ggml_type, numpy_type = _DTYPES[dtype]
+    ggml_type, numpy_type = DTYPES[dtype]
     if end - begin != math.prod(shape) * np.dtype(numpy_type).itemsize:
         raise CheckpointError(f"{path}: {name} of shape {list(shape)} does not fill its {end - begin} bytes")
     if start + end > size:

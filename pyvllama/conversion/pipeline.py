@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 
 from pyvllama.config import MllamaConfig, PreprocessorConfig
 from pyvllama.conversion.checkpoint import Checkpoint, to_f32
+from pyvllama.conversion.embedding_rows import fit_config, fit_tensors
 from pyvllama.conversion.metadata import mmproj_metadata, text_metadata
 from pyvllama.conversion.policy import MMPROJ_TYPES, TEXT_TYPES, FileType, Role, file_type, matrix_type
+from pyvllama.conversion.source import Source, find_source
 from pyvllama.conversion.tensor_map import Destination, PlannedTensor, plan
 from pyvllama.conversion.vocab import read_vocabulary
 from pyvllama.conversion.writer import Metadata, TensorSpec, publish, verify_gguf, write_gguf
@@ -45,6 +47,7 @@ def convert(
     mmproj_type: str = "q8_0",
     cross_type: str | None = None,
     name: str | None = None,
+    revision: str | None = None,
     n_threads: int | None = None,
     progress: Progress | None = None,
     overwrite: bool = False,
@@ -55,12 +58,15 @@ def convert(
     been read again and found equal to what was meant. Memory stays at a few slices of a tensor.
 
     Args:
-        src: directory of an HF checkpoint (config.json, safetensors, tokenizer.json).
+        src: directory of an HF checkpoint (config.json, safetensors, tokenizer.json) or of Meta's
+            (consolidated.*.pth, params.json, tokenizer.model); or, as a str and where no such path exists, the id
+            `org/name` of a repository on the Hub, which is downloaded into the Hub's own cache first.
         out_dir: directory for both files, made if need be.
         text_type: f32, f16, bf16, q8_0 or q4_k_m.
         mmproj_type: f32, f16, bf16, q8_0 or q4_k, for the vision tower and the projector.
         cross_type: as text_type, for the cross-attention layers (in the mmproj); None: text_type.
         name: of the model; None: the name of `src`.
+        revision: branch, tag or commit of a repository on the Hub; None: its main branch.
         n_threads: for quantizing; None: all cores.
         progress: called after every slice, at least once a tensor.
         overwrite: replace files of the same names.
@@ -69,12 +75,12 @@ def convert(
         The paths of the two files.
 
     Raises:
-        ModelNotFound: there is no checkpoint at `src`.
+        ModelNotFound: there is no checkpoint at `src`, or the Hub does not give it (the message says why).
         CheckpointError: it is incomplete or inconsistent, or not convertible to that type.
         ConfigError: an option or a value of config.json is not supported, a file exists, or the disk is full.
         Cancelled: `progress` returned False.
     """
-    job = _prepare(Path(src), text_type, mmproj_type, cross_type, name)
+    job = _prepare(find_source(src, revision=revision), text_type, mmproj_type, cross_type, name)
     pair = _output_paths(Path(out_dir), job, overwrite=overwrite)
     meter = _Meter(progress, sum(spec.n_bytes for part in job.parts for spec in part.specs))
     threads = n_threads or _n_cores()
@@ -119,13 +125,13 @@ class _Job:
     pairing_hash: str
 
 
-def _prepare(src: Path, text_type: str, mmproj_type: str, cross_type: str | None, name: str | None) -> _Job:
+def _prepare(src: Source, text_type: str, mmproj_type: str, cross_type: str | None, name: str | None) -> _Job:
     """Everything that can be wrong is found here, before the first byte is written."""
     text = file_type(text_type, TEXT_TYPES, "text_type")
     cross = text if cross_type is None else file_type(cross_type, TEXT_TYPES, "cross_type")
     mmproj = file_type(mmproj_type, MMPROJ_TYPES, "mmproj_type")
-    checkpoint = Checkpoint(src)
-    config = MllamaConfig.from_hf_json(checkpoint.json("config.json"))
+    checkpoint = src.open()
+    config = fit_config(checkpoint, MllamaConfig.from_hf_json(checkpoint.json("config.json")))
     processor = checkpoint.optional_json("processor_config.json") or {}
     if "image_processor" not in processor:  # transformers 5 has all in one file, older ones have not
         processor = checkpoint.json("preprocessor_config.json")
@@ -133,9 +139,10 @@ def _prepare(src: Path, text_type: str, mmproj_type: str, cross_type: str | None
     _check_tiles(config, preprocessor)
     vocab = read_vocabulary(checkpoint, config.text)
     planned = plan(config, vocab.filler_token)
+    checkpoint.tensors = fit_tensors(checkpoint.tensors, config, vocab.filler_token)
     unused = frozenset({"language_model.lm_head.weight"} if config.text.tie_word_embeddings else ())
     checkpoint.check({t.hf: t.hf_shape for t in planned if t.hf}, unused)
-    name = _model_name(name or src.resolve().name)
+    name = _model_name(name or src.name)
     digest = _pairing_hash(checkpoint, planned)
 
     def part(file: Destination) -> tuple[list[PlannedTensor], list[TensorSpec], int]:

@@ -22,7 +22,9 @@ from pyvllama.conversion.policy import Layer, Role
 
 __all__ = [
     "ALIASES",
+    "EMBED_TOKENS",
     "IGNORED",
+    "LM_HEAD",
     "TABLE",
     "Destination",
     "PlannedTensor",
@@ -87,13 +89,13 @@ _GPE = "vision_model.gated_positional_embedding."
 _PRE = "vision_model.pre_tile_positional_embedding."
 _POST = "vision_model.post_tile_positional_embedding."
 _TEXT, _MMPROJ = Destination.TEXT, Destination.MMPROJ
-_EMBED_TOKENS, _LM_HEAD = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
+EMBED_TOKENS, LM_HEAD = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
 
 _ROPE_Q, _ROPE_K, _PAD, _IMAGE = Rows.ROPE_Q, Rows.ROPE_K, Rows.PAD_VOCABULARY, Rows.IMAGE_TOKEN
 
 # fmt: off
 _TEXT_ROWS = (
-    (_EMBED_TOKENS,                             "token_embd.weight",             ("n_tok", "d"), Role.TOKEN_EMBD),
+    (EMBED_TOKENS,                              "token_embd.weight",             ("n_tok", "d"), Role.TOKEN_EMBD),
     (_SELF + "input_layernorm.weight",          "blk.{self}.attn_norm.weight",   ("d",),         Role.EXACT),
     (_SELF + "self_attn.q_proj.weight",         "blk.{self}.attn_q.weight",      ("d", "d"),     Role.ATTN_Q, _ROPE_Q),
     (_SELF + "self_attn.k_proj.weight",         "blk.{self}.attn_k.weight",      ("d_kv", "d"),  Role.ATTN_K, _ROPE_K),
@@ -104,7 +106,7 @@ _TEXT_ROWS = (
     (_SELF + "mlp.up_proj.weight",              "blk.{self}.ffn_up.weight",      ("d_ff", "d"),  Role.FFN_UP),
     (_SELF + "mlp.down_proj.weight",            "blk.{self}.ffn_down.weight",    ("d", "d_ff"),  Role.FFN_DOWN),
     ("language_model.model.norm.weight",        "output_norm.weight",            ("d",),         Role.EXACT),
-    (_LM_HEAD,                                  "output.weight",                 ("n_tok", "d"), Role.OUTPUT, _PAD),
+    (LM_HEAD,                                   "output.weight",                 ("n_tok", "d"), Role.OUTPUT, _PAD),
 )
 _MMPROJ_ROWS = (
     ("vision_model.class_embedding",        "v.class_embd",                     ("v",),                     Role.EXACT),
@@ -138,7 +140,7 @@ _MMPROJ_ROWS = (
     (_GLOBAL + "gate_ffn",           "v.global.blk.{global}.gate_ffn",  (1,),           Role.EXACT),
     ("multi_modal_projector.weight", "mm.0.weight",                     ("d", "v_out"), Role.TOWER),
     ("multi_modal_projector.bias",   "mm.0.bias",                       ("d",),         Role.EXACT),
-    (_EMBED_TOKENS,                  "mm.image_token_embd.weight",      ("d",),         Role.EXACT, _IMAGE),
+    (EMBED_TOKENS,                   "mm.image_token_embd.weight",      ("d",),         Role.EXACT, _IMAGE),
     (_CROSS + "input_layernorm.weight",          "xattn.blk.{cross}.attn_norm.weight",   ("d",),        Role.EXACT),
     (_CROSS + "cross_attn.q_proj.weight",        "xattn.blk.{cross}.attn_q.weight",      ("d", "d"),    Role.ATTN_Q),
     (_CROSS + "cross_attn.k_proj.weight",        "xattn.blk.{cross}.attn_k.weight",      ("d_kv", "d"), Role.ATTN_K),
@@ -292,8 +294,8 @@ def _places(row: Row, config: MllamaConfig) -> Iterator[_Place]:
 
 def _resolve(row: Row, config: MllamaConfig, dims: dict[str, int], place: _Place, filler_token: int) -> PlannedTensor:
     hf, hf_shape = row.hf, row.hf_shape
-    if hf == _LM_HEAD and config.text.tie_word_embeddings:
-        hf, hf_shape = _EMBED_TOKENS, ("n_tok", "d")
+    if hf == LM_HEAD and config.text.tie_word_embeddings:
+        hf, hf_shape = EMBED_TOKENS, ("n_tok", "d")
     shape = tuple(dims[x] if isinstance(x, str) else x for x in row.shape)
     n_rows = shape[0] if len(shape) > 1 else 1
     t = config.text

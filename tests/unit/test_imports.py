@@ -43,6 +43,7 @@ THIRD_PARTY = {
     "gguf": ["conversion.writer"],
     "jinja2": ["template"],
     "certifi": ["image.fetch"],
+    "huggingface_hub": ["conversion.hub"],
     "click": ["cli."],
     "rich": ["cli.ui"],
     "prompt_toolkit": ["cli.chat_loop"],
