@@ -16,13 +16,14 @@ from pyvllama.model import Model
 __all__ = ["Context", "ContextParams", "Row"]
 
 _NO_SLOT = 1
+MAX_N_THREADS = 512  # ggml's own limit
 _LIMITS = {  # llama.cpp's own
     "n_ctx": 2**31 - 1,
     "n_batch": 2**31 - 1,
     "n_ubatch": 2**31 - 1,
     "n_seq_max": 256,
-    "n_threads": 512,
-    "n_threads_batch": 512,
+    "n_threads": MAX_N_THREADS,
+    "n_threads_batch": MAX_N_THREADS,
 }
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "bf16": 30}  # ggml_type
 _FLASH_ATTN = {None: -1, False: 0, True: 1}  # llama_flash_attn_type

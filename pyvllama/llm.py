@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyvllama._runtime import default_n_threads
-from pyvllama.context import Context, ContextParams
+from pyvllama.context import MAX_N_THREADS, Context, ContextParams
 from pyvllama.errors import BackendError, ConfigError
 from pyvllama.generation import generate
 from pyvllama.image.source import load_image
@@ -32,7 +32,6 @@ Message = Mapping[str, Any]
 Progress = Callable[[float], bool | None]
 DEFAULT_N_CTX = 4096
 DEFAULT_IMAGE_CACHE_BYTES = 512 << 20
-MAX_N_THREADS = 512  # ggml's own limit
 
 
 def load(

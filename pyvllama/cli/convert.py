@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from pyvllama.cli import ui
-from pyvllama.llm import MAX_N_THREADS
+from pyvllama.context import MAX_N_THREADS
 
 __all__ = ["convert"]
 

@@ -11,8 +11,9 @@ import click
 import pyvllama
 from pyvllama.cli import ui
 from pyvllama.cli.chat_loop import chat_loop
+from pyvllama.context import MAX_N_THREADS
 from pyvllama.errors import PromptError
-from pyvllama.llm import DEFAULT_N_CTX, MAX_N_THREADS
+from pyvllama.llm import DEFAULT_N_CTX
 
 __all__ = ["run"]
 
