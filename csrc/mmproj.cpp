@@ -49,7 +49,13 @@ mmproj::mmproj(const std::string & path, const mmproj_options & options, const p
 
 image_states_ptr mmproj::encode(const float * pixels, int n_tiles, int aspect_ratio_id, std::vector<float> * states_out,
                                 encode_stats * stats, const progress_fn & progress) {
+    if (encoding_thread_ == std::this_thread::get_id()) {  // called from its own progress callback: would wait forever
+        throw backend_error("an image is being encoded, and its progress callback cannot encode another");
+    }
     const std::lock_guard<std::mutex> lock(encoding_);
+    encoding_thread_ = std::this_thread::get_id();
+    const std::unique_ptr<std::atomic<std::thread::id>, void (*)(std::atomic<std::thread::id> *)> at_end(
+        &encoding_thread_, [](std::atomic<std::thread::id> * owner) { *owner = std::thread::id(); });
     const vision_input input = make_vision_input(*weights_, pixels, n_tiles, aspect_ratio_id, options_.merge_padding);
     const int64_t t0 = ggml_time_us();
     ggml_context_ptr ctx(ggml_init({ ggml_tensor_overhead(), nullptr, true }));

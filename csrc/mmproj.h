@@ -1,9 +1,11 @@
 // An mmproj file in memory: encodes images. Weights are shared with any number of decode hooks.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "image-states.h"
@@ -43,6 +45,7 @@ class mmproj {
 
   private:
     std::mutex encoding_;
+    std::atomic<std::thread::id> encoding_thread_{};
     const mmproj_options options_;
     std::shared_ptr<const mllama_weights> weights_;
     attention_form form_;

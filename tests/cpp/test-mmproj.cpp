@@ -107,6 +107,8 @@ static void test_padding() {
     THROWS(full.model->encode(pixels.data(), 1, 2, nullptr, nullptr, nullptr), std::invalid_argument, "1 x 2 tiles");
     auto stop = [](float) { throw cancelled("enough"); };
     THROWS(full.model->encode(pixels.data(), 1, 1, nullptr, nullptr, stop), cancelled, "enough");
+    auto again = [&](float) { full.states(1); };
+    THROWS(full.model->encode(pixels.data(), 1, 1, nullptr, nullptr, again), backend_error, "cannot encode another");
     full.states(1);  // and goes on afterwards
 }
 
