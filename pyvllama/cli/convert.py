@@ -1,11 +1,19 @@
 """`pyvllama convert`: a checkpoint to a pair of GGUF files."""
 
+from __future__ import annotations
+
+import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from pyvllama.cli import ui
 from pyvllama.context import MAX_N_THREADS
+
+if TYPE_CHECKING:
+    from pyvllama.conversion.output import OutputFile
+    from pyvllama.conversion.pipeline import ConversionPlan
 
 __all__ = ["convert"]
 
@@ -23,26 +31,44 @@ __all__ = ["convert"]
 @click.option(
     "-q",
     "--text-type",
-    default="q4_k_m",
-    show_default=True,
-    help="Text model and cross-attention layers: f32, f16, bf16, q8_0, q4_k_m.",
+    help="Text model and cross-attention layers: f32, f16, bf16, q8_0, q6_k, q5_k_m ... iq1_s, as llama.cpp calls "
+    "them. Default: q4_k_m.",
+)
+@click.option("--mmproj-type", help="Vision tower and projector: f32, f16, bf16, q8_0, q6_k ... Default: q8_0.")
+@click.option("--cross-type", help="Cross-attention layers. Default: as the text model.")
+@click.option(
+    "--tensor-type",
+    "tensor_types",
+    multiple=True,
+    metavar="REGEX=TYPE",
+    help="Another type for the matrices of that name, such as 'xattn.*=q8_0'; repeatable, the first that matches wins.",
 )
 @click.option(
-    "--mmproj-type", default="q8_0", show_default=True, help="Vision tower and projector: f32, f16, bf16, q8_0, q4_k."
+    "--imatrix",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Importance matrix (see `pyvllama imatrix`); repeatable. Types below Q2_K need one.",
 )
-@click.option("--cross-type", help="Cross-attention layers. Default: as the text model.")
 @click.option("--name", help="Name of the files and the model. Default: the source's.")
 @click.option("--revision", help="Branch, tag or commit on the Hub. Default: its main branch.")
+@click.option("--split-max-size", metavar="SIZE", help="Write the text model in shards of at most, say, 2G.")
+@click.option("--mmproj-only", is_flag=True, help="Write no text model: for a Llama 3.1 GGUF that you already have.")
+@click.option("--dry-run", is_flag=True, help="Say what would be written, tensor by tensor, and write nothing.")
 @click.option("-t", "--threads", type=click.IntRange(1, MAX_N_THREADS), help="Default: all cores.")
-@click.option("--overwrite", is_flag=True, help="Replace existing files.")  # fmt: skip
+@click.option("--overwrite", is_flag=True, help="Replace existing files.")
 def convert(
     src: str,
     out_dir: Path,
-    text_type: str,
-    mmproj_type: str,
+    text_type: str | None,
+    mmproj_type: str | None,
     cross_type: str | None,
+    tensor_types: tuple[str, ...],
+    imatrix: tuple[Path, ...],
     name: str | None,
     revision: str | None,
+    split_max_size: str | None,
+    mmproj_only: bool,
+    dry_run: bool,
     threads: int | None,
     overwrite: bool,
 ) -> None:
@@ -59,24 +85,56 @@ def convert(
     \b
     pyvllama convert ~/.llama/checkpoints/Llama3.2-11B-Vision-Instruct -o models
     pyvllama convert meta-llama/Llama-3.2-11B-Vision-Instruct -o models
-    pyvllama convert Llama-3.2-11B-Vision-Instruct -o models
-    pyvllama convert my-fine-tune -o models -q q8_0 --mmproj-type bf16
+    pyvllama convert my-fine-tune -o models -q q6_k --tensor-type 'xattn.*=q8_0'
+    pyvllama convert my-fine-tune -o models -q iq3_s --imatrix imatrix.gguf --dry-run
     """  # noqa: D301  click wants the character itself
-    from pyvllama.conversion import convert as convert_checkpoint  # noqa: PLC0415  not needed by the other commands
-    from pyvllama.conversion.source import find_source  # noqa: PLC0415
+    from pyvllama.conversion.output import check_existing, write_files  # noqa: PLC0415  not needed by other commands
+    from pyvllama.conversion.pipeline import plan_conversion  # noqa: PLC0415
+    from pyvllama.conversion.splitting import parse_size  # noqa: PLC0415
 
-    source = find_source(src, revision=revision)  # its download draws bars of its own
+    plan = plan_conversion(  # a download draws bars of its own
+        src,
+        out_dir,
+        text_type=text_type,
+        mmproj_type=mmproj_type,
+        cross_type=cross_type,
+        tensor_types=tensor_types,
+        imatrix=imatrix,
+        name=name,
+        revision=revision,
+        split_max_bytes=None if split_max_size is None else parse_size(split_max_size),
+        mmproj_only=mmproj_only,
+    )
+    for text in plan.notes:
+        ui.note(text)
+    if dry_run:
+        check_existing([file.path for file in plan.files], overwrite=overwrite)
+        print_plan(plan, out_dir)
+        return
     with ui.bytes_progress() as progress:
-        pair = convert_checkpoint(
-            source.path,
-            out_dir,
-            text_type=text_type,
-            mmproj_type=mmproj_type,
-            cross_type=cross_type,
-            name=name or source.name,
-            n_threads=threads,
-            progress=progress,
-            overwrite=overwrite,
-        )
-    for path in (pair.text, pair.mmproj):
+        paths = write_files(plan.files, n_threads=threads, progress=progress, overwrite=overwrite)
+    for path in paths:
         click.echo(f"{path}  {ui.format_bytes(path.stat().st_size)}")
+
+
+def print_plan(plan: ConversionPlan, out_dir: Path) -> None:
+    """Every tensor with its type, size and source; then what it takes of the disk and the memory."""
+    for file in plan.files:
+        click.echo(f"{file.path}  {ui.format_bytes(file.n_bytes)}")
+        for line in _tensor_lines(file):
+            click.echo(line)
+    where = next(p for p in (out_dir, *out_dir.absolute().parents) if p.exists())
+    click.echo(f"disk    {ui.format_bytes(plan.n_bytes)} needed, {ui.format_bytes(shutil.disk_usage(where).free)} free")
+    click.echo(f"memory  about {ui.format_bytes(plan.peak_memory)} at most")
+
+
+def _tensor_lines(file: OutputFile) -> list[str]:
+    rows = [
+        (t.spec.name, " x ".join(map(str, t.spec.shape)), t.spec.type, ui.format_bytes(t.spec.n_bytes), t.origin)
+        for t in file.tensors
+    ]
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    return [
+        f"  {name:{widths[0]}}  {shape:{widths[1]}}  {kind:{widths[2]}}  {size:>{widths[3]}}  {origin}"
+        for name, shape, kind, size, origin in rows
+    ]

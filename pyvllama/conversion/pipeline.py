@@ -1,53 +1,73 @@
-"""Convert: load, validate the whole, plan, write as a stream, read again, and only then give the files their names."""
+"""Convert: load, validate the whole, plan both files; `output` writes them."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from pyvllama.config import MllamaConfig, PreprocessorConfig
 from pyvllama.conversion.checkpoint import Checkpoint, to_f32
 from pyvllama.conversion.embedding_rows import fit_config, fit_tensors
+from pyvllama.conversion.importance import Importance, read_importance
 from pyvllama.conversion.metadata import mmproj_metadata, text_metadata
-from pyvllama.conversion.policy import MMPROJ_TYPES, TEXT_TYPES, FileType, Role, file_type, matrix_type
-from pyvllama.conversion.source import Source, find_source
+from pyvllama.conversion.output import OutputFile, OutputTensor, Progress, write_files
+from pyvllama.conversion.policy import Role
+from pyvllama.conversion.source import find_source
+from pyvllama.conversion.splitting import split_file
 from pyvllama.conversion.tensor_map import Destination, PlannedTensor, plan
+from pyvllama.conversion.type_rules import TypeRules
+from pyvllama.conversion.typed_rows import Slices, typed_rows
 from pyvllama.conversion.vocab import read_vocabulary
-from pyvllama.conversion.writer import Metadata, TensorSpec, publish, verify_gguf, write_gguf
-from pyvllama.errors import Cancelled, CheckpointError, ConfigError, FormatError
-from pyvllama.gguf_file import GGUFFile, pairing_hash
+from pyvllama.conversion.writer import Metadata, TensorSpec
+from pyvllama.errors import ConfigError
 from pyvllama.types import Pair
 
-__all__ = ["Progress", "convert"]
+__all__ = ["ConversionPlan", "Progress", "convert", "plan_conversion"]
 
-Progress = Callable[[int, int, str], "bool | None"]
-"""Called with (bytes done, bytes in all, what is being done); returning False stops the conversion."""
+DEFAULT_TEXT_TYPE = "q4_k_m"
+DEFAULT_MMPROJ_TYPE = "q8_0"
 
-_SLICE_ELEMENTS = 1 << 24
-"""Rows are read, rearranged and quantized in slices of about this many elements (64 MiB as float32)."""
 
-_F16_MAX = 65504.0
+@dataclass(frozen=True)
+class ConversionPlan:
+    """What a conversion will write; nothing is written yet, but everything that can be wrong has been looked for."""
+
+    name: str
+    text: tuple[OutputFile, ...]
+    """The text model, in one file or in shards; none where only the mmproj was asked for."""
+    mmproj: OutputFile
+    notes: tuple[str, ...] = ()
+    """What the user should know of the source."""
+
+    @property
+    def files(self) -> tuple[OutputFile, ...]:
+        """All files, in the order in which they are written."""
+        return (*self.text, self.mmproj)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all tensors: the space on disk that it takes."""
+        return sum(file.n_bytes for file in self.files)
 
 
 def convert(
     src: str | Path,
     out_dir: str | Path,
     *,
-    text_type: str = "q4_k_m",
-    mmproj_type: str = "q8_0",
+    text_type: str | None = None,
+    mmproj_type: str | None = None,
     cross_type: str | None = None,
+    tensor_types: Sequence[str] = (),
+    imatrix: str | Path | Sequence[str | Path] = (),
     name: str | None = None,
     revision: str | None = None,
+    split_max_bytes: int | None = None,
     n_threads: int | None = None,
     progress: Progress | None = None,
     overwrite: bool = False,
@@ -62,114 +82,126 @@ def convert(
             (consolidated.*.pth, params.json, tokenizer.model); or, as a str and where no such path exists, the id
             `org/name` of a repository on the Hub, which is downloaded into the Hub's own cache first.
         out_dir: directory for both files, made if need be.
-        text_type: f32, f16, bf16, q8_0 or q4_k_m.
-        mmproj_type: f32, f16, bf16, q8_0 or q4_k, for the vision tower and the projector.
+        text_type: one of `policy.TEXT_TYPES`, as llama.cpp calls them; None: q4_k_m.
+        mmproj_type: one of `policy.MMPROJ_TYPES`, for the vision tower and the projector; None: q8_0.
         cross_type: as text_type, for the cross-attention layers (in the mmproj); None: text_type.
+        tensor_types: 'REGEX=TYPE' each, for matrices whose GGUF name matches; the first that matches decides.
+        imatrix: importance matrices (`pyvllama imatrix`, or llama.cpp's for the text model).
         name: of the model; None: the name of `src`.
         revision: branch, tag or commit of a repository on the Hub; None: its main branch.
+        split_max_bytes: write the text model in shards of at most that size; None: in one file.
         n_threads: for quantizing; None: all cores.
         progress: called after every slice, at least once a tensor.
         overwrite: replace files of the same names.
 
     Returns:
-        The paths of the two files.
+        The paths of the two files; of the first shard where the text model is split.
 
     Raises:
         ModelNotFound: there is no checkpoint at `src`, or the Hub does not give it (the message says why).
         CheckpointError: it is incomplete or inconsistent, or not convertible to that type.
         ConfigError: an option or a value of config.json is not supported, a file exists, or the disk is full.
+        FormatError: an importance matrix is damaged.
         Cancelled: `progress` returned False.
     """
-    job = _prepare(find_source(src, revision=revision), text_type, mmproj_type, cross_type, name)
-    pair = _output_paths(Path(out_dir), job, overwrite=overwrite)
-    meter = _Meter(progress, sum(spec.n_bytes for part in job.parts for spec in part.specs))
-    threads = n_threads or _n_cores()
-    try:
-        work = Path(tempfile.mkdtemp(prefix=".pyvllama-", dir=pair.text.parent))
-    except OSError as e:
-        raise ConfigError(f"{pair.text.parent} cannot be written to: {e.strerror or e}") from e
-    try:
-        temporary = [work / path.name for path in (pair.text, pair.mmproj)]
-        for path, part in zip(temporary, job.parts, strict=True):
-            data = (
-                (spec.name, _slices(job, t, spec, threads, meter))
-                for t, spec in zip(part.tensors, part.specs, strict=True)
-            )
-            checksums = write_gguf(path, part.metadata, part.specs, data)
-            meter.check(f"verifying {path.name}")
-            verify_gguf(path, part.metadata, part.specs, checksums)
-        if pairing_hash(GGUFFile(temporary[0])) != job.pairing_hash:
-            raise FormatError(f"{pair.text}: the pairing hash read back differs from the checkpoint's")
-        publish(dict(zip(temporary, (pair.text, pair.mmproj), strict=True)))
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return pair
+    planned = plan_conversion(
+        src,
+        out_dir,
+        text_type=text_type,
+        mmproj_type=mmproj_type,
+        cross_type=cross_type,
+        tensor_types=tensor_types,
+        imatrix=imatrix,
+        name=name,
+        revision=revision,
+        split_max_bytes=split_max_bytes,
+    )
+    write_files(planned.files, n_threads=n_threads, progress=progress, overwrite=overwrite)
+    return Pair(planned.text[0].path, planned.mmproj.path)
 
 
-@dataclass(frozen=True)
-class _Part:
-    """One of the two files: the same tensors as planned, and as the directory will list them."""
+def plan_conversion(
+    src: str | Path,
+    out_dir: str | Path,
+    *,
+    text_type: str | None = None,
+    mmproj_type: str | None = None,
+    cross_type: str | None = None,
+    tensor_types: Sequence[str] = (),
+    imatrix: str | Path | Sequence[str | Path] = (),
+    name: str | None = None,
+    revision: str | None = None,
+    split_max_bytes: int | None = None,
+    mmproj_only: bool = False,
+) -> ConversionPlan:
+    """All that `convert` will do, found without writing a byte; `output.write_files(plan.files)` does it.
 
-    tensors: list[PlannedTensor]
-    specs: list[TensorSpec]
-    metadata: Metadata
+    Args:
+        mmproj_only: leave the text model out, for those who have a Llama 3.1 of the same shape.
+        src, out_dir, text_type, mmproj_type, cross_type, tensor_types, imatrix, name, revision, split_max_bytes: see
+            `convert`.
 
-
-@dataclass(frozen=True)
-class _Job:
-    checkpoint: Checkpoint
-    parts: tuple[_Part, _Part]
-    name: str
-    text: FileType
-    mmproj: FileType
-    pairing_hash: str
-
-
-def _prepare(src: Source, text_type: str, mmproj_type: str, cross_type: str | None, name: str | None) -> _Job:
-    """Everything that can be wrong is found here, before the first byte is written."""
-    text = file_type(text_type, TEXT_TYPES, "text_type")
-    cross = text if cross_type is None else file_type(cross_type, TEXT_TYPES, "cross_type")
-    mmproj = file_type(mmproj_type, MMPROJ_TYPES, "mmproj_type")
-    checkpoint = src.open()
+    Raises:
+        As `convert`, but for what goes wrong while writing.
+    """
+    importance = read_importance(imatrix)
+    rules = TypeRules.from_options(
+        text_type or DEFAULT_TEXT_TYPE,
+        mmproj_type or DEFAULT_MMPROJ_TYPE,
+        cross_type,
+        tensor_types,
+        has_importance=importance is not None,
+    )
+    source = find_source(src, revision=revision)
+    checkpoint = source.open()
     config = fit_config(checkpoint, MllamaConfig.from_hf_json(checkpoint.json("config.json")))
-    processor = checkpoint.optional_json("processor_config.json") or {}
-    if "image_processor" not in processor:  # transformers 5 has all in one file, older ones have not
-        processor = checkpoint.json("preprocessor_config.json")
-    preprocessor = PreprocessorConfig.from_hf_json(processor)
-    _check_tiles(config, preprocessor)
+    preprocessor = _read_preprocessor(checkpoint, config)
     vocab = read_vocabulary(checkpoint, config.text)
     planned = plan(config, vocab.filler_token)
     checkpoint.tensors = fit_tensors(checkpoint.tensors, config, vocab.filler_token)
     unused = frozenset({"language_model.lm_head.weight"} if config.text.tie_word_embeddings else ())
     checkpoint.check({t.hf: t.hf_shape for t in planned if t.hf}, unused)
-    name = _model_name(name or src.name)
-    digest = _pairing_hash(checkpoint, planned)
-
-    def part(file: Destination) -> tuple[list[PlannedTensor], list[TensorSpec], int]:
-        tensors = [t for t in planned if t.file is file]
-        specs = [TensorSpec(t.name, t.shape, _ggml_type(checkpoint, t, text, cross, mmproj)) for t in tensors]
-        return tensors, specs, sum(math.prod(t.shape) for t in tensors)
-
-    generation = checkpoint.optional_json("generation_config.json") or {}
-    t_tensors, t_specs, t_params = part(Destination.TEXT)
-    m_tensors, m_specs, m_params = part(Destination.MMPROJ)
+    name = _model_name(name or source.name)
+    wanted = [t for t in planned if t.file is Destination.MMPROJ or not mmproj_only]
+    rules.check_overrides(t.name for t in wanted if t.role not in (Role.EXACT, Role.TABLE))
     text_keys = text_metadata(
-        name=name, config=config, vocab=vocab, generation=generation, chosen=text, n_params=t_params
+        name=name,
+        config=config,
+        vocab=vocab,
+        generation=checkpoint.optional_json("generation_config.json") or {},
+        chosen=rules.text,
+        n_params=_n_params(planned, Destination.TEXT),
     )
     mmproj_keys = mmproj_metadata(
         name=name,
         config=config,
         preprocessor=preprocessor,
         chat_template=vocab.chat_templates.get("default"),
-        pairing_hash=digest,
-        chosen=mmproj,
-        n_params=m_params,
+        pairing_hash=_pairing_hash(checkpoint, planned),
+        chosen=rules.mmproj,
+        n_params=_n_params(planned, Destination.MMPROJ),
     )
-    parts = (_Part(t_tensors, t_specs, text_keys), _Part(m_tensors, m_specs, mmproj_keys))
-    return _Job(checkpoint, parts, name, text, mmproj, digest)
+    if importance is not None:
+        text_keys |= importance.metadata()
+        mmproj_keys |= importance.metadata()
+
+    def output(destination: Destination, file_name: str, metadata: Metadata) -> OutputFile:
+        tensors = [_output_tensor(checkpoint, t, rules, importance) for t in planned if t.file is destination]
+        return OutputFile(Path(out_dir) / file_name, metadata, tuple(tensors))
+
+    mmproj = output(Destination.MMPROJ, f"mmproj-{name}-{rules.mmproj.name.upper()}.gguf", mmproj_keys)
+    if mmproj_only:
+        return ConversionPlan(name, (), mmproj)
+    text = output(Destination.TEXT, f"{name}-{rules.text.name.upper()}.gguf", text_keys)
+    shards = [text] if split_max_bytes is None else split_file(text, split_max_bytes)
+    return ConversionPlan(name, tuple(shards), mmproj)
 
 
-def _check_tiles(config: MllamaConfig, preprocessor: PreprocessorConfig) -> None:
+def _read_preprocessor(checkpoint: Checkpoint, config: MllamaConfig) -> PreprocessorConfig:
+    processor = checkpoint.optional_json("processor_config.json") or {}
+    if "image_processor" not in processor:  # transformers 5 has all in one file, older ones have not
+        processor = checkpoint.json("preprocessor_config.json")
+    preprocessor = PreprocessorConfig.from_hf_json(processor)
     ours = (preprocessor.tile_size, preprocessor.max_num_tiles)
     models = (config.vision.image_size, config.vision.max_num_tiles)
     if ours != models:
@@ -177,6 +209,7 @@ def _check_tiles(config: MllamaConfig, preprocessor: PreprocessorConfig) -> None
             f"preprocessor_config.json makes {ours[1]} tiles of {ours[0]} pixels, "
             f"but config.json's vision tower takes {models[1]} of {models[0]}"
         )
+    return preprocessor
 
 
 def _model_name(name: str) -> str:
@@ -185,15 +218,28 @@ def _model_name(name: str) -> str:
     return name
 
 
-def _ggml_type(checkpoint: Checkpoint, t: PlannedTensor, text: FileType, cross: FileType, mmproj: FileType) -> str:
-    n_per_row = t.shape[-1]
-    if t.role is Role.EXACT:
-        return "f32"
-    if t.role is Role.TABLE:
-        return "f32" if mmproj.base == "f32" else checkpoint.tensors[t.hf].type
-    if t.role is Role.TOWER:
-        return matrix_type(mmproj, t.role, t.layer, n_per_row)
-    return matrix_type(text if t.file is Destination.TEXT else cross, t.role, t.layer, n_per_row)
+def _n_params(planned: Sequence[PlannedTensor], file: Destination) -> int:
+    return sum(math.prod(t.shape) for t in planned if t.file is file)
+
+
+def _output_tensor(
+    checkpoint: Checkpoint, t: PlannedTensor, rules: TypeRules, importance: Importance | None
+) -> OutputTensor:
+    if t.values is not None:
+        return OutputTensor(TensorSpec(t.name, t.shape, "f32"), checkpoint.config_file, _constant(t.values))
+    source = checkpoint.tensors[t.hf]
+    spec = TensorSpec(t.name, t.shape, rules.type_of(t.name, t.role, t.layer, t.shape[-1], source.type))
+    weights = None
+    if importance is not None and t.role not in (Role.EXACT, Role.TABLE):
+        weights = importance.of(spec)
+    if weights is None:
+        rules.check_importance(t.name, t.role, spec.type)
+    origin = f"{source.path.name}: {source.name}"
+    return OutputTensor(spec, origin, typed_rows(source, t.index, spec, weights))
+
+
+def _constant(values: NDArray[Any]) -> Slices:
+    return lambda _: iter((values,))
 
 
 def _pairing_hash(checkpoint: Checkpoint, planned: list[PlannedTensor]) -> str:
@@ -206,74 +252,3 @@ def _pairing_hash(checkpoint: Checkpoint, planned: list[PlannedTensor]) -> str:
         t = by_name[name]
         digest.update(to_f32(checkpoint.tensors[t.hf].rows(t.index)).astype("<f4").tobytes())
     return digest.hexdigest()
-
-
-def _output_paths(out_dir: Path, job: _Job, *, overwrite: bool) -> Pair:
-    pair = Pair(
-        text=out_dir / f"{job.name}-{job.text.name.upper()}.gguf",
-        mmproj=out_dir / f"mmproj-{job.name}-{job.mmproj.name.upper()}.gguf",
-    )
-    if not overwrite and (existing := [str(p) for p in (pair.text, pair.mmproj) if p.exists()]):
-        raise ConfigError(f"{' and '.join(existing)} exists already; ask for overwriting, or choose another directory")
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(out_dir).free
-    except OSError as e:
-        raise ConfigError(f"{out_dir} cannot be made: {e.strerror or e}") from e
-    needed = sum(spec.n_bytes for part in job.parts for spec in part.specs)
-    if needed > free:
-        raise ConfigError(f"{out_dir} has {free / 1e9:.1f} GB free, but the files need {needed / 1e9:.1f} GB")
-    return pair
-
-
-def _slices(job: _Job, t: PlannedTensor, spec: TensorSpec, n_threads: int, meter: _Meter) -> Iterator[NDArray[Any]]:
-    """The data of a GGUF tensor, slice by slice."""
-    if t.values is not None:
-        yield t.values
-        meter.add(t.values.nbytes, t.name)
-        return
-    source = job.checkpoint.tensors[t.hf]
-    step = max(1, _SLICE_ELEMENTS // source.n_per_row)
-    for first in range(0, len(t.index), step):
-        rows = source.rows(t.index[first : first + step])
-        data = _quantize(rows, spec, source.type, f"{source.path.name}: {source.name}", n_threads)
-        yield data
-        meter.add(data.nbytes, t.name)
-
-
-def _quantize(rows: NDArray[Any], spec: TensorSpec, source_type: str, where: str, n_threads: int) -> NDArray[Any]:
-    """Rows of the source's type as rows of the file's type."""
-    values = to_f32(rows)
-    if not np.isfinite(values).all():
-        raise CheckpointError(f"{where} holds numbers that are infinite or not a number: the checkpoint is damaged")
-    if spec.type == source_type:
-        return rows
-    if spec.type == "f32":
-        return values
-    if spec.type == "f16" and float(np.abs(values).max()) > _F16_MAX:
-        raise CheckpointError(f"{where} holds numbers beyond {_F16_MAX:.0f}, the largest of F16: choose BF16")
-    from pyvllama._runtime import native  # noqa: PLC0415  (loads llama.cpp; validating a checkpoint needs none)
-
-    quantized: NDArray[Any] = native.quantize(values.reshape(-1, spec.shape[-1]), spec.type, n_threads=n_threads)
-    return quantized
-
-
-class _Meter:
-    """Adds up the bytes written, tells the caller, and stops when he says so."""
-
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self.progress = progress
-        self.total = total
-        self.done = 0
-
-    def add(self, n_bytes: int, what: str) -> None:
-        self.done += n_bytes
-        self.check(what)
-
-    def check(self, what: str) -> None:
-        if self.progress is not None and self.progress(self.done, self.total, what) is False:
-            raise Cancelled(f"the conversion was stopped at {what}; nothing was kept")
-
-
-def _n_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -287,9 +287,11 @@ def _places(row: Row, config: MllamaConfig) -> Iterator[_Place]:
     if not kind:
         yield _Place(kind, Layer(), 0, 0)
         return
-    is_70b = len(t.self_attention_layers) == 80 and t.num_attention_heads != t.num_key_value_heads
+    n_gqa = t.num_attention_heads // t.num_key_value_heads
+    is_70b = len(t.self_attention_layers) == 80 and n_gqa > 1
     for i, il_hf in enumerate(hf_indices[kind]):
-        yield _Place(kind, Layer(i, len(hf_indices[kind]), is_70b), il_hf, i if kind == "self" else il_hf)
+        layer = Layer(i, len(hf_indices[kind]), is_70b=is_70b, n_gqa=n_gqa)
+        yield _Place(kind, layer, il_hf, i if kind == "self" else il_hf)
 
 
 def _resolve(row: Row, config: MllamaConfig, dims: dict[str, int], place: _Place, filler_token: int) -> PlannedTensor:

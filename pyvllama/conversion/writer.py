@@ -24,9 +24,10 @@ from pyvllama.gguf_file import GGML_TYPES, GGUFFile, row_bytes
 __all__ = ["Metadata", "TensorSpec", "publish", "verify_gguf", "write_gguf"]
 
 Metadata = Mapping[str, tuple[str, Any]]
-"""Key -> (type, value); types are 'u32', 'i32', 'f32', 'f64', 'bool', 'str', and with '[]' behind them arrays."""
+"""Key -> (type, value); types are u16, u32, i32, f32, f64, bool, str, and with [] behind them arrays."""
 
 _VALUE_TYPES = {
+    "u16": gguf.GGUFValueType.UINT16,
     "u32": gguf.GGUFValueType.UINT32,
     "i32": gguf.GGUFValueType.INT32,
     "f32": gguf.GGUFValueType.FLOAT32,

@@ -12,7 +12,7 @@ import factories
 import numpy as np
 import pytest
 
-from pyvllama.conversion import convert, pipeline, writer
+from pyvllama.conversion import convert, output, writer
 from pyvllama.errors import Cancelled, CheckpointError, ConfigError, FormatError, ModelNotFound
 from pyvllama.gguf_file import GGUFFile
 
@@ -139,7 +139,7 @@ def test_a_failing_disk_is_found_by_the_second_read(tmp_path, tiny_checkpoint, m
             f.write(b"\xff")
         return checksums
 
-    monkeypatch.setattr(pipeline, "write_gguf", write_and_rot)
+    monkeypatch.setattr(output, "write_gguf", write_and_rot)
     with leaves_nothing(tmp_path / "out", FormatError, match="failing"):
         convert_small(tiny_checkpoint("small"), tmp_path / "out")
 

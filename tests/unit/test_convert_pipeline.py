@@ -7,7 +7,7 @@ import pytest
 from tiny_configs import CONFIGS
 
 from pyvllama._runtime import llama_cpp
-from pyvllama.conversion import convert, pipeline
+from pyvllama.conversion import convert, typed_rows
 from pyvllama.gguf_file import GGUFFile
 from pyvllama.types import Pair
 
@@ -165,7 +165,7 @@ def test_greedy_models_say_so(pocket_pair):
 @pytest.mark.parametrize("options", [{"n_threads": 1}, {"n_threads": 3}])
 @pytest.mark.parametrize("slice_elements", [1, 1000, 1 << 24])
 def test_slices_and_threads_do_not_matter(options, slice_elements, tmp_path, tiny_checkpoint, tiny_pair, monkeypatch):
-    monkeypatch.setattr(pipeline, "_SLICE_ELEMENTS", slice_elements)
+    monkeypatch.setattr(typed_rows, "_SLICE_ELEMENTS", slice_elements)
     types = {"text_type": "q4_k_m", "mmproj_type": "q8_0"}
     pair = convert(tiny_checkpoint("small"), tmp_path, **types, **options)
     expected = tiny_pair("small", "q4_k_m", "q8_0")
@@ -213,7 +213,7 @@ def test_peak_memory_is_a_few_slices(tmp_path, tiny_checkpoint, monkeypatch):
 
     checkpoint = factories.write_checkpoint(tmp_path / "model", "small", intermediate_size=32768)
     biggest = 4 * 32768 * 128
-    monkeypatch.setattr(pipeline, "_SLICE_ELEMENTS", 1 << 16)
+    monkeypatch.setattr(typed_rows, "_SLICE_ELEMENTS", 1 << 16)
     tracemalloc.start()
     convert_small(checkpoint, tmp_path / "out", text_type="q8_0")
     peak = tracemalloc.get_traced_memory()[1]

@@ -58,6 +58,6 @@ def test_tower_in_q4_k():
 
 
 def test_unknown_type_lists_the_known_ones():
-    with pytest.raises(ConfigError, match=r"text_type = 'q3_k_m'.*q8_0, q4_k_m"):
-        file_type("q3_k_m", TEXT_TYPES, "text_type")
+    with pytest.raises(ConfigError, match=r"text_type = 'q4_k'.*q8_0.*q4_k_m"):
+        file_type("q4_k", TEXT_TYPES, "text_type")
     assert file_type("Q4_K_M", TEXT_TYPES, "text_type") is Q4_K_M
