@@ -53,6 +53,27 @@ nb::ndarray<nb::numpy, uint8_t, nb::c_contig> quantize(array_f32_2d rows, const 
     return out;
 }
 
+// rows of any type, as bytes
+nb::ndarray<nb::numpy, uint8_t, nb::c_contig> convert(array_u8_2d rows, const std::string & src_type,
+                                                      const std::string & type, std::optional<array_f32_1d> imatrix,
+                                                      int n_threads) {
+    const ggml_type from = ggml_type_by_name(src_type.c_str()), to = ggml_type_by_name(type.c_str());
+    const int64_t n_rows = rows.shape(0), n_per_row = rows.shape(1) / ggml_type_size(from) * ggml_blck_size(from);
+    if (rows.shape(1) % ggml_type_size(from) != 0) {
+        throw std::invalid_argument("rows are no whole number of " + src_type + " blocks");
+    }
+    if (imatrix && (int64_t) imatrix->shape(0) != n_per_row) {
+        throw std::invalid_argument("the importance matrix must have one value a column");
+    }
+    auto out = new_array<uint8_t>({ (size_t) n_rows, row_bytes(to, n_per_row) });
+    const float * im = imatrix ? imatrix->data() : nullptr;
+    {
+        nb::gil_scoped_release release;
+        convert_rows(from, rows.data(), to, out.data(), n_rows, n_per_row, im, n_threads);
+    }
+    return out;
+}
+
 nb::ndarray<nb::numpy, float, nb::c_contig> dequantize(array_u8_2d rows, const std::string & type, int n_threads) {
     const ggml_type t = ggml_type_by_name(type.c_str());
     const int64_t n_rows = rows.shape(0), n_per_row = rows.shape(1) / ggml_type_size(t) * ggml_blck_size(t);
@@ -242,6 +263,18 @@ NB_MODULE(_native, m) {
           "    uint8 [n_rows, bytes of a row].\n"
           "Raises:\n"
           "    ValueError: unknown type, rows of no whole number of blocks, or a type that needs an imatrix.");
+    m.def("convert", &convert, "rows"_a.noconvert(), "source_type"_a, "type"_a, nb::kw_only(), "imatrix"_a = nb::none(),
+          "n_threads"_a = 1,
+          "Rows of one type as rows of another.\n\n"
+          "Args:\n"
+          "    rows: uint8 [n_rows, bytes of a row] of the source's type.\n"
+          "    source_type, type: ggml's names, e.g. 'bf16' and 'q4_K'.\n"
+          "    imatrix: float32 [n_per_row], importance of each column, or None.\n"
+          "    n_threads: the result does not depend on it.\n"
+          "Returns:\n"
+          "    uint8 [n_rows, bytes of a row].\n"
+          "Raises:\n"
+          "    ValueError: as quantize; numbers that are infinite or none, or too large for f16.");
     m.def("dequantize", &dequantize, "rows"_a.noconvert(), "type"_a, nb::kw_only(), "n_threads"_a = 1,
           "uint8 [n_rows, bytes of a row] of that type -> float32 [n_rows, n_per_row].");
     m.def(

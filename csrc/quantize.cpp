@@ -1,10 +1,13 @@
 #include "quantize.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
+#include <exception>
 #include <functional>
 #include <iterator>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <system_error>
@@ -32,23 +35,86 @@ constexpr ggml_type QUANTIZABLE[] = {
     GGML_TYPE_IQ2_XS, GGML_TYPE_IQ2_S, GGML_TYPE_IQ3_S, GGML_TYPE_IQ4_NL, GGML_TYPE_IQ3_XXS, GGML_TYPE_IQ4_XS,
 };
 
-// work(first, count) over n_rows, in slices of at least 64 rows. Where no more threads are to be had, with fewer.
-void for_rows(int64_t n_rows, int n_threads, const std::function<void(int64_t, int64_t)> & work) {
-    const int64_t n = std::max<int64_t>(1, std::min<int64_t>(n_threads, n_rows / 64));
-    auto slice = [&](int64_t i) { work(n_rows * i / n, n_rows * (i + 1) / n - n_rows * i / n); };
+// Elements that a thread takes at a time: small enough for its cache, as F32 and as what it becomes.
+constexpr int64_t CHUNK_ELEMENTS = 1 << 16;
+constexpr float F16_MAX = 65504.0f;
+
+// work(first, count) over n_rows, chunk by chunk, whichever thread is free. Where no more threads are to be had, with
+// fewer. The first exception of a worker is rethrown here.
+void for_rows(int64_t n_rows, int64_t n_per_row, int n_threads, const std::function<void(int64_t, int64_t)> & work) {
+    const int64_t chunk = std::max<int64_t>(1, CHUNK_ELEMENTS / n_per_row);
+    const int64_t n = std::max<int64_t>(1, std::min<int64_t>(n_threads, (n_rows + chunk - 1) / chunk));
+    std::atomic<int64_t> next{ 0 };
+    std::mutex mutex;
+    std::exception_ptr failure;
+    auto worker = [&] {
+        try {
+            for (int64_t first; (first = next.fetch_add(chunk)) < n_rows;) {
+                work(first, std::min(chunk, n_rows - first));
+            }
+        } catch (...) {
+            const std::lock_guard<std::mutex> lock(mutex);
+            failure = std::current_exception();
+            next = n_rows;
+        }
+    };
     std::vector<std::thread> threads;
     threads.reserve((size_t) n);
     for (int64_t i = 1; i < n; ++i) {
         try {
-            threads.emplace_back(slice, i);
+            threads.emplace_back(worker);
         } catch (const std::system_error &) {
-            slice(i);
+            break;
         }
     }
-    slice(0);
+    worker();
     for (auto & t : threads) {
         t.join();
     }
+    if (failure) {
+        std::rethrow_exception(failure);
+    }
+}
+
+// Infinite and not-a-number have all exponent bits set; in integers the loop is vectorized.
+bool all_finite(const float * x, int64_t n) {
+    uint32_t found = 0;
+    for (int64_t i = 0; i < n; ++i) {
+        uint32_t bits;
+        memcpy(&bits, x + i, sizeof(bits));
+        found |= (bits & 0x7f800000u) == 0x7f800000u;
+    }
+    return !found;
+}
+
+float max_abs(const float * x, int64_t n) {
+    float m = 0;
+    for (int64_t i = 0; i < n; ++i) {
+        m = std::max(m, std::fabs(x[i]));
+    }
+    return m;
+}
+
+void check_values(const float * x, int64_t n, ggml_type type) {
+    if (!all_finite(x, n)) {
+        throw std::invalid_argument(std::string("numbers that are infinite or none cannot be converted to ") +
+                                    ggml_type_name(type));
+    }
+    if (type == GGML_TYPE_F16 && max_abs(x, n) > F16_MAX) {
+        throw std::invalid_argument("numbers beyond 65504, the largest of f16");
+    }
+}
+
+// The function that widens a type to F32; null for F32 itself.
+ggml_to_float_t widening(ggml_type type) {
+    if (type == GGML_TYPE_F32) {
+        return nullptr;
+    }
+    const ggml_to_float_t to_float = ggml_get_type_traits(type)->to_float;
+    if (!to_float) {
+        throw std::invalid_argument(std::string("ggml cannot dequantize ") + ggml_type_name(type));
+    }
+    return to_float;
 }
 
 }  // namespace
@@ -72,43 +138,48 @@ size_t row_bytes(ggml_type type, int64_t n_per_row) {
     return ggml_row_size(type, n_per_row);
 }
 
-void quantize_rows(ggml_type type, const float * src, void * dst, int64_t n_rows, int64_t n_per_row,
-                   const float * imatrix, int n_threads) {
+void convert_rows(ggml_type src_type, const void * src, ggml_type type, void * dst, int64_t n_rows, int64_t n_per_row,
+                  const float * imatrix, int n_threads) {
     if (std::find(std::begin(QUANTIZABLE), std::end(QUANTIZABLE), type) == std::end(QUANTIZABLE)) {
         throw std::invalid_argument(std::string("ggml does not quantize to ") + ggml_type_name(type));
     }
-    const size_t bytes = row_bytes(type, n_per_row);
-    if (ggml_is_quantized(type) &&
-        !std::all_of(src, src + n_rows * n_per_row, [](float x) { return std::isfinite(x); })) {
-        throw std::invalid_argument(std::string("values that are no finite numbers cannot be quantized to ") +
-                                    ggml_type_name(type));
-    }
+    const size_t src_bytes = row_bytes(src_type, n_per_row), bytes = row_bytes(type, n_per_row);
     if (ggml_quantize_requires_imatrix(type) && !imatrix) {
         throw std::invalid_argument(std::string(ggml_type_name(type)) + " cannot be made without an importance matrix");
     }
-    if (type == GGML_TYPE_F32) {
-        memcpy(dst, src, bytes * n_rows);
-        return;
-    }
+    const ggml_to_float_t to_float = widening(src_type);
     ggml_quantize_init(type);  // the lookup tables of the IQ types, once, before the threads start
-    for_rows(n_rows, n_threads, [=](int64_t first, int64_t count) {
-        char * out = (char *) dst + first * bytes;
-        const float * in = src + first * n_per_row;
-        ggml_quantize_chunk(type, in, out, 0, count, n_per_row, imatrix);
+    for_rows(n_rows, n_per_row, n_threads, [=](int64_t first, int64_t count) {
+        const void * in = (const char *) src + first * src_bytes;
+        std::vector<float> widened;
+        if (to_float) {
+            widened.resize((size_t) (count * n_per_row));
+            to_float(in, widened.data(), count * n_per_row);
+        }
+        const float * values = to_float ? widened.data() : (const float *) in;
+        check_values(values, count * n_per_row, type);
+        void * out = (char *) dst + first * bytes;
+        if (type == GGML_TYPE_F32) {
+            memcpy(out, values, bytes * count);
+        } else {
+            ggml_quantize_chunk(type, values, out, 0, count, n_per_row, imatrix);
+        }
     });
+}
+
+void quantize_rows(ggml_type type, const float * src, void * dst, int64_t n_rows, int64_t n_per_row,
+                   const float * imatrix, int n_threads) {
+    convert_rows(GGML_TYPE_F32, src, type, dst, n_rows, n_per_row, imatrix, n_threads);
 }
 
 void dequantize_rows(ggml_type type, const void * src, float * dst, int64_t n_rows, int64_t n_per_row, int n_threads) {
     const size_t bytes = row_bytes(type, n_per_row);
-    if (type == GGML_TYPE_F32) {
+    const ggml_to_float_t to_float = widening(type);
+    if (!to_float) {
         memcpy(dst, src, bytes * n_rows);
         return;
     }
-    const ggml_to_float_t to_float = ggml_get_type_traits(type)->to_float;
-    if (!to_float) {
-        throw std::invalid_argument(std::string("ggml cannot dequantize ") + ggml_type_name(type));
-    }
-    for_rows(n_rows, n_threads, [=](int64_t first, int64_t count) {
+    for_rows(n_rows, n_per_row, n_threads, [=](int64_t first, int64_t count) {
         to_float((const char *) src + first * bytes, dst + first * n_per_row, count * n_per_row);
     });
 }

@@ -8,6 +8,7 @@
 ...     print(answer["choices"][0]["message"]["content"])
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from pyvllama import errors
@@ -29,7 +30,7 @@ from pyvllama.llm import LLM, load
 from pyvllama.types import Pair, SamplingParams
 
 if TYPE_CHECKING:
-    from pyvllama.conversion import convert
+    from pyvllama.conversion import convert, quantize
 
 __version__ = "0.1.0"
 
@@ -53,13 +54,16 @@ __all__ = [
     "convert",
     "errors",
     "load",
+    "quantize",
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "convert":  # not loaded by those who only chat
-        from pyvllama.conversion import convert  # noqa: PLC0415
+_LAZY = {"convert": "pyvllama.conversion", "quantize": "pyvllama.conversion"}
+"""Not loaded by those who only chat."""
 
-        globals()["convert"] = convert
-        return convert
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        globals()[name] = getattr(importlib.import_module(_LAZY[name]), name)
+        return globals()[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

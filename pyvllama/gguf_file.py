@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,7 @@ _TYPE_NAMES = {info.number: name for name, info in GGML_TYPES.items()}
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 """GGUF's value types by number, as struct formats."""
 _BOOL, _STRING, _ARRAY = 7, 8, 9
+_KINDS = dict(zip(_SCALARS, ("u8", "i8", "u16", "i16", "u32", "i32", "f32", "bool", "u64", "i64", "f64"), strict=True))
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -96,8 +98,10 @@ class TensorInfo:
     type: str
     """ggml's name, e.g. 'q4_K'."""
     offset: int
-    """Bytes from the start of the file."""
+    """Bytes from the start of the file (of its shard)."""
     n_bytes: int
+    part: int = 0
+    """Which shard it lies in."""
 
     @property
     def n_rows(self) -> int:
@@ -121,37 +125,50 @@ def row_bytes(ggml_type: str, n_per_row: int) -> int:
 class GGUFFile:
     """An open GGUF file: directory in memory, tensor data mapped. Immutable, so free to share between threads.
 
-    Attributes:
+    The first shard of a split file (`NAME-00001-of-00003.gguf`) opens the others too.
+
+    Args:
         path: the file.
+        alone: take a shard for itself.
+
+    Attributes:
+        path: the file, or its first shard.
+        paths: all shards, or the file alone.
         metadata: key -> int, float, bool, str or list of these.
+        kinds: key -> the type of its value: 'u32', 'str', 'f32[]', ...
         tensors: name -> TensorInfo, in the file's order.
 
     Raises:
-        ModelNotFound: there is no such file.
+        ModelNotFound: there is no such file, or a shard is missing.
         FormatError: it is damaged, truncated, or not a GGUF.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, alone: bool = False) -> None:
         self.path = Path(path)
-        try:
-            self._size = self.path.stat().st_size
-            if not self.path.is_file():
-                raise ModelNotFound(f"{self.path} is not a file")
-            if self._size == 0:
-                raise FormatError(f"{self.path}: the file is empty")
-            self._data: NDArray[np.uint8] = np.memmap(self.path, dtype=np.uint8, mode="r")
-        except FileNotFoundError as e:
-            raise ModelNotFound(f"{self.path} does not exist") from e
-        except OSError as e:
-            raise FormatError(f"{self.path} cannot be read: {e.strerror or e}") from e
-        self.metadata: dict[str, Any] = {}
-        self.tensors: dict[str, TensorInfo] = {}
-        self._read_directory(_Cursor(self.path, self._data.data))
+        first = _Shard(self.path)
+        self.metadata = first.metadata
+        self.kinds = first.kinds
+        self.tensors = first.tensors
+        self.paths = [self.path] if alone else _shard_paths(self.path, first.metadata)
+        self._data = [first.data]
+        for no, other in enumerate(self.paths[1:], 1):
+            if not other.is_file():
+                raise ModelNotFound(f"{other} is missing: {self.path.name} is split into {len(self.paths)} files")
+            shard = _Shard(other)
+            if shard.metadata.get("split.no") != no or shard.metadata.get("split.count") != len(self.paths):
+                raise FormatError(f"{other}: this is not shard {no + 1} of {len(self.paths)} of {self.path.name}")
+            if twice := shard.tensors.keys() & self.tensors.keys():
+                raise FormatError(f"{other}: tensor {min(twice)!r} is in an earlier shard too")
+            self.tensors |= {name: replace(t, part=no) for name, t in shard.tensors.items()}
+            self._data.append(shard.data)
+        n_tensors = self.metadata.get("split.tensors.count", len(self.tensors))
+        if len(self.paths) > 1 and n_tensors != len(self.tensors):
+            raise FormatError(f"{self.path}: its shards hold {len(self.tensors)} tensors, not {n_tensors}")
 
     def raw(self, name: str) -> NDArray[np.uint8]:
         """The bytes of a tensor, mapped: uint8 [n_rows, bytes of a row]."""
         info = self._info(name)
-        return self._data[info.offset : info.offset + info.n_bytes].reshape(info.n_rows, -1)
+        return self._data[info.part][info.offset : info.offset + info.n_bytes].reshape(info.n_rows, -1)
 
     def f32(self, name: str) -> NDArray[np.float32]:
         """A tensor as float32 in its own shape, dequantized if need be."""
@@ -177,6 +194,44 @@ class GGUFFile:
             raise FormatError(f"{self.path}: there is no tensor {name!r}")
         return info
 
+
+_SHARD_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
+
+
+def _shard_paths(path: Path, metadata: dict[str, Any]) -> list[Path]:
+    """All files of a split one, by llama.cpp's rule for their names; the file alone if it is not split."""
+    count = metadata.get("split.count", 0)
+    if not isinstance(count, int) or count <= 1:
+        return [path]
+    match = _SHARD_NAME.fullmatch(path.name)
+    if match is None or int(match[3]) != count:
+        raise FormatError(f"{path}: one of {count} shards must be called NAME-00001-of-{count:05d}.gguf")
+    if metadata.get("split.no") != 0:
+        raise FormatError(f"{path}: this is shard {match[2]}; name the first, {match[1]}-00001-of-{match[3]}.gguf")
+    return [path.with_name(f"{match[1]}-{i + 1:05d}-of-{match[3]}.gguf") for i in range(count)]
+
+
+class _Shard:
+    """One file: its directory and its mapped bytes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._size = path.stat().st_size
+            if not path.is_file():
+                raise ModelNotFound(f"{path} is not a file")
+            if self._size == 0:
+                raise FormatError(f"{path}: the file is empty")
+            self.data: NDArray[np.uint8] = np.memmap(path, dtype=np.uint8, mode="r")
+        except FileNotFoundError as e:
+            raise ModelNotFound(f"{path} does not exist") from e
+        except OSError as e:
+            raise FormatError(f"{path} cannot be read: {e.strerror or e}") from e
+        self.metadata: dict[str, Any] = {}
+        self.kinds: dict[str, str] = {}
+        self.tensors: dict[str, TensorInfo] = {}
+        self._read_directory(_Cursor(path, self.data.data))
+
     def _read_directory(self, c: _Cursor) -> None:
         if (magic := c.take(4)) != _MAGIC:
             raise c.error(f"it begins with {magic!r}, not with {_MAGIC!r}: this is no GGUF file")
@@ -194,7 +249,7 @@ class GGUFFile:
                 raise c.error("a key has no name")
             if key in self.metadata:
                 raise c.error(f"key {key!r} occurs twice")
-            self.metadata[key] = c.value(key)
+            self.metadata[key], self.kinds[key] = c.value(key)
         alignment = self.metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
             raise c.error(f"general.alignment = {alignment!r} is no power of two")
@@ -267,17 +322,17 @@ class _Cursor:
         except UnicodeDecodeError as e:
             raise self.error(f"{what} is not UTF-8: {raw[:80]!r}") from e
 
-    def value(self, key: str) -> Any:
+    def value(self, key: str) -> tuple[Any, str]:
+        """A key's value and the name of its type."""
         kind = self.scalar("<I")
         if kind == _STRING:
-            return self.take(self.scalar("<Q")).decode(errors="replace")
+            return self.take(self.scalar("<Q")).decode(errors="replace"), "str"
         if kind == _ARRAY:
-            return self._array(key)
-        return self._numbers(key, kind, 1)[0]
-
-    def _array(self, key: str) -> list[Any]:
-        kind, count = self.scalar("<I"), self.scalar("<Q")
-        return self._strings(count) if kind == _STRING else self._numbers(key, kind, count)
+            kind, count = self.scalar("<I"), self.scalar("<Q")
+            if kind == _STRING:
+                return self._strings(count), "str[]"
+            return self._numbers(key, kind, count), _KINDS.get(kind, "") + "[]"
+        return self._numbers(key, kind, 1)[0], _KINDS[kind]
 
     def _numbers(self, key: str, kind: int, count: int) -> list[Any]:
         if (fmt := _SCALARS.get(kind)) is None:

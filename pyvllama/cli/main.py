@@ -10,6 +10,7 @@ import click
 from pyvllama import __version__
 from pyvllama.cli import ui
 from pyvllama.cli.convert import convert
+from pyvllama.cli.quantize import quantize
 from pyvllama.cli.run import run
 from pyvllama.cli.show import show
 from pyvllama.errors import VllamaError
@@ -60,6 +61,7 @@ def main(verbose: bool) -> None:
 
 main.add_command(run)
 main.add_command(convert)
+main.add_command(quantize)
 main.add_command(show)
 
 if __name__ == "__main__":

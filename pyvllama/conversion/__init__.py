@@ -1,5 +1,6 @@
 """Checkpoints of Hugging Face's and of Meta's form, local or on the Hub, into pairs of GGUF files."""
 
 from pyvllama.conversion.pipeline import convert
+from pyvllama.conversion.quantization import quantize
 
-__all__ = ["convert"]
+__all__ = ["convert", "quantize"]

@@ -32,6 +32,8 @@ __all__ = ["ConversionPlan", "Progress", "convert", "plan_conversion"]
 
 DEFAULT_TEXT_TYPE = "q4_k_m"
 DEFAULT_MMPROJ_TYPE = "q8_0"
+PEAK_MEMORY = 450 << 20
+"""Of the process, in bytes: a few slices of rows, the vocabulary, the programs themselves (tools/bench/convert.py)."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,11 @@ class ConversionPlan:
     def n_bytes(self) -> int:
         """Bytes of all tensors: the space on disk that it takes."""
         return sum(file.n_bytes for file in self.files)
+
+    @property
+    def peak_memory(self) -> int:
+        """Bytes of memory that writing takes at most, about: measured, and nearly the same for any size of model."""
+        return PEAK_MEMORY
 
 
 def convert(

@@ -68,6 +68,14 @@ class Row:
     hf_shape: tuple[str | int, ...]
     """The source's shape."""
 
+    @property
+    def kind(self) -> str:
+        """The kind of layer that it stands in: self, cross, local or global; empty outside of layers."""
+        found = _KIND.search(self.gguf)
+        return found[1] if found else ""
+
+
+_KIND = re.compile(r"{(\w+)}")
 
 ALIASES = (
     # transformers 5 saves         the Hub's files, canonical here
@@ -255,14 +263,12 @@ def plan(config: MllamaConfig, filler_token: int) -> list[PlannedTensor]:
     return planned
 
 
-def _kind(row: Row) -> str:
-    found = re.search(r"{(\w+)}", row.gguf)
-    return found[1] if found else ""
-
-
 def _by_layer(table: tuple[Row, ...]) -> list[list[Row]]:
     """Neighbouring rows of one kind of layer, together: so a layer's tensors stand next to each other in the file."""
-    return [list(rows) for _, rows in groupby(sorted(table, key=lambda r: (r.file.value != "text", _kind(r))), _kind)]
+    return [
+        list(rows)
+        for _, rows in groupby(sorted(table, key=lambda r: (r.file.value != "text", r.kind)), lambda r: r.kind)
+    ]
 
 
 @dataclass(frozen=True)
@@ -283,7 +289,7 @@ def _places(row: Row, config: MllamaConfig) -> Iterator[_Place]:
         "local": range(v.num_hidden_layers),
         "global": range(v.num_global_layers),
     }
-    kind = _kind(row)
+    kind = row.kind
     if not kind:
         yield _Place(kind, Layer(), 0, 0)
         return

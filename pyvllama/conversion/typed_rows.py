@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyvllama.conversion.checkpoint import Tensor, to_f32
+from pyvllama.conversion.checkpoint import Tensor
 from pyvllama.conversion.transforms import Index
 from pyvllama.conversion.writer import TensorSpec
 from pyvllama.errors import CheckpointError
@@ -21,7 +21,8 @@ Slices = Callable[[int], Iterator[NDArray[Any]]]
 _SLICE_ELEMENTS = 1 << 24
 """Rows are read, rearranged and quantized in slices of about this many elements (64 MiB as float32)."""
 
-_F16_MAX = 65504.0
+_EXPONENTS = {"f32": (np.uint32, 0x7F800000), "f16": (np.uint16, 0x7C00), "bf16": (np.uint16, 0x7F80)}
+"""Bits that are all set in an infinite number and in what is no number."""
 
 
 def typed_rows(source: Tensor, index: Index, spec: TensorSpec, importance: NDArray[np.float32] | None = None) -> Slices:
@@ -48,19 +49,25 @@ def typed_rows(source: Tensor, index: Index, spec: TensorSpec, importance: NDArr
 def _convert(
     source: Tensor, rows: NDArray[Any], spec: TensorSpec, importance: NDArray[np.float32] | None, n_threads: int
 ) -> NDArray[Any]:
-    where = f"{source.path.name}: {source.name}"
-    values = to_f32(rows)
-    if not np.isfinite(values).all():
-        raise CheckpointError(f"{where} holds numbers that are infinite or not a number: the checkpoint is damaged")
     if spec.type == source.type:
+        _check_finite(source, rows)
         return rows
-    if spec.type == "f32":
-        return values
-    if spec.type == "f16" and float(np.abs(values).max()) > _F16_MAX:
-        raise CheckpointError(f"{where} holds numbers beyond {_F16_MAX:.0f}, the largest of F16: choose BF16")
     from pyvllama._runtime import native  # noqa: PLC0415  (loads llama.cpp; validating a checkpoint needs none)
 
-    quantized: NDArray[Any] = native.quantize(
-        values.reshape(-1, spec.shape[-1]), spec.type, imatrix=importance, n_threads=n_threads
-    )
-    return quantized
+    n_rows = rows.size // spec.shape[-1] if source.type in _EXPONENTS else rows.shape[0]
+    data = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).reshape(n_rows, -1)
+    try:
+        return native.convert(data, source.type, spec.type, imatrix=importance, n_threads=n_threads)
+    except ValueError as e:
+        raise CheckpointError(f"{source.path.name}: {source.name} holds {e}") from e
+
+
+def _check_finite(source: Tensor, rows: NDArray[Any]) -> None:
+    if (exponent := _EXPONENTS.get(source.type)) is None:
+        return  # quantized: copied as it is
+    dtype, mask = exponent
+    bits = rows.view(dtype)
+    if ((bits & mask) == mask).any():
+        raise CheckpointError(
+            f"{source.path.name}: {source.name} holds numbers that are infinite or none: the checkpoint is damaged"
+        )

@@ -24,12 +24,17 @@ from pyvllama.gguf_file import GGML_TYPES, GGUFFile, row_bytes
 __all__ = ["Metadata", "TensorSpec", "publish", "verify_gguf", "write_gguf"]
 
 Metadata = Mapping[str, tuple[str, Any]]
-"""Key -> (type, value); types are u16, u32, i32, f32, f64, bool, str, and with [] behind them arrays."""
+"""Key -> (type, value); types are u8 to u64, i8 to i64, f32, f64, bool, str, and with [] behind them arrays."""
 
 _VALUE_TYPES = {
+    "u8": gguf.GGUFValueType.UINT8,
+    "i8": gguf.GGUFValueType.INT8,
     "u16": gguf.GGUFValueType.UINT16,
+    "i16": gguf.GGUFValueType.INT16,
     "u32": gguf.GGUFValueType.UINT32,
     "i32": gguf.GGUFValueType.INT32,
+    "u64": gguf.GGUFValueType.UINT64,
+    "i64": gguf.GGUFValueType.INT64,
     "f32": gguf.GGUFValueType.FLOAT32,
     "f64": gguf.GGUFValueType.FLOAT64,
     "bool": gguf.GGUFValueType.BOOL,
@@ -121,7 +126,7 @@ def verify_gguf(path: Path, metadata: Metadata, tensors: Sequence[TensorSpec], c
     Raises:
         FormatError: they differ (a failing disk, or a mistake of ours).
     """
-    file = GGUFFile(path)
+    file = GGUFFile(path, alone=True)
     found = [(t.name, t.shape, t.type, t.n_bytes) for t in file.tensors.values()]
     if found != [(t.name, t.shape, t.type, t.n_bytes) for t in tensors]:
         raise FormatError(f"{path}: the tensors read back are not those written")

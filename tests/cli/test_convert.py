@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from refusals import assert_misused, assert_refused
 
+from pyvllama.conversion import convert as convert_checkpoint
 from pyvllama.gguf_file import GGUFFile
 
 
@@ -134,3 +135,57 @@ def test_misused(cli, checkpoint, tmp_path):
     assert_misused(cli("convert", checkpoint), "--output")
     assert_misused(cli("convert", checkpoint, "-o", tmp_path, "-t", "0"), "--threads")
     assert_misused(cli("convert", checkpoint, "-o", tmp_path, "-t", "100000"), "--threads")
+
+
+# --- plans, shards, eyes alone ---
+
+
+def test_a_dry_run_says_everything_and_writes_nothing(cli, checkpoint, tmp_path):
+    out = tmp_path / "deep" / "out"
+    result = cli("convert", checkpoint, "-o", out, "-q", "q4_k_m", "--tensor-type", "attn_v=q8_0", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert not (tmp_path / "deep").exists()
+    lines = result.stdout.splitlines()
+    pair = convert_checkpoint(checkpoint, tmp_path / "real", text_type="q4_k_m", tensor_types=["attn_v=q8_0"])
+    for path in (pair.text, pair.mmproj):
+        (head,) = (i for i, line in enumerate(lines) if line.startswith(f"{out / path.name}  "))
+        tensors = GGUFFile(path).tensors
+        for line, (name, t) in zip(lines[head + 1 :], tensors.items(), strict=False):
+            words = line.split()
+            assert words[0] == name
+            assert t.type in words
+            assert "model.safetensors:" in line or "config.json" in line
+    assert lines[-2].startswith("disk ")
+    assert "free" in lines[-2]
+    assert lines[-1].startswith("memory ")
+
+
+def test_a_dry_run_finds_what_is_wrong(cli, copy, tmp_path):
+    config = json.loads((copy / "config.json").read_text())
+    config["vision_config"]["num_global_layers"] += 1
+    (copy / "config.json").write_text(json.dumps(config))
+    result = cli("convert", copy, "-o", tmp_path / "out", "--dry-run")
+    assert result.exit_code == 2
+    assert "missing: vision_model.global_transformer" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_shards(cli, checkpoint, tmp_path):
+    result = cli("convert", checkpoint, "-o", tmp_path, "-q", "q8_0", "--split-max-size", "100K")
+    assert result.exit_code == 0, result.output
+    names = [Path(line.split("  ")[0]).name for line in result.stdout.splitlines()]
+    assert len(names) > 2
+    assert names[0] == f"tiny-two_tiles-Q8_0-00001-of-{len(names) - 1:05d}.gguf"
+    assert names[-1] == "mmproj-tiny-two_tiles-Q8_0.gguf"
+    assert_refused(cli("convert", checkpoint, "-o", tmp_path, "--split-max-size", "many"), "'many' is no size")
+
+
+def test_only_the_eyes(cli, checkpoint, tmp_path):
+    """The mmproj alone equals that of the pair, and works with the text model of another conversion."""
+    result = cli("convert", checkpoint, "-o", tmp_path / "eyes", "--mmproj-only")
+    assert result.exit_code == 0, result.output
+    (mmproj,) = (tmp_path / "eyes").iterdir()
+    pair = convert_checkpoint(checkpoint, tmp_path / "whole")
+    assert mmproj.read_bytes() == pair.mmproj.read_bytes()
+    result = cli("run", pair.text, "--mmproj", mmproj, "--json", "--max-tokens", "2", "--temperature", "0", "Hello")
+    assert result.exit_code == 0, result.output

@@ -6,6 +6,9 @@ import json
 import os
 import resource
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import factories
@@ -273,3 +276,30 @@ def test_source_does_not_exist(tmp_path):
     with pytest.raises(ModelNotFound, match="nothing"):
         convert(tmp_path / "nothing", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+KILLED = """
+import os, signal, sys
+from pyvllama.conversion import convert
+calls = []
+def progress(*call):
+    calls.append(call)
+    if len(calls) == 40:
+        os.kill(os.getpid(), signal.SIGKILL)
+convert(sys.argv[1], sys.argv[2], text_type="f32", mmproj_type="f32", progress=progress)
+"""
+
+
+def test_killed_and_run_again(tmp_path, tiny_checkpoint):
+    """Nothing under a final name, and the next conversion clears the rest away; what others are at stays."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", KILLED, str(tiny_checkpoint("small")), str(out)]
+    assert subprocess.run(command, check=False, timeout=120).returncode == -signal.SIGKILL
+    (left,) = out.iterdir()
+    assert left.name.startswith(".pyvllama-")
+    assert any(left.iterdir())
+    with output.work_directory(out, 0) as busy:
+        assert not left.exists()
+        pair = convert_small(tiny_checkpoint("small"), out)
+        assert busy.exists()
+    assert sorted(out.iterdir()) == sorted([pair.text, pair.mmproj])
