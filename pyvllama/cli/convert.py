@@ -51,6 +51,11 @@ __all__ = ["convert"]
 )
 @click.option("--name", help="Name of the files and the model. Default: the source's.")
 @click.option("--revision", help="Branch, tag or commit on the Hub. Default: its main branch.")
+@click.option(
+    "--cross-qk-order",
+    type=click.Choice(["interleaved", "plain"]),
+    help="How an Ollama model stores q and k of its cross-attention layers. Default: interleaved.",
+)
 @click.option("--split-max-size", metavar="SIZE", help="Write the text model in shards of at most, say, 2G.")
 @click.option("--mmproj-only", is_flag=True, help="Write no text model: for a Llama 3.1 GGUF that you already have.")
 @click.option("--dry-run", is_flag=True, help="Say what would be written, tensor by tensor, and write nothing.")
@@ -66,6 +71,7 @@ def convert(
     imatrix: tuple[Path, ...],
     name: str | None,
     revision: str | None,
+    cross_qk_order: str | None,
     split_max_size: str | None,
     mmproj_only: bool,
     dry_run: bool,
@@ -80,11 +86,15 @@ def convert(
     where it stopped; with HF_HUB_OFFLINE=1 only the cache is used). A gated repository needs its licence accepted on
     the Hub and a token (`hf auth login`, or HF_TOKEN).
 
+    Or it is ollama:NAME[:TAG], a model that Ollama has pulled (in $OLLAMA_MODELS, ~/.ollama/models or a service's
+    directory): its files are repacked, every tensor as it is, so -q and the like mean nothing.
+
     Fine-tunes with other vocabulary sizes are taken as they are: a cut or enlarged embedding or lm_head, tied ones too.
 
     \b
     pyvllama convert ~/.llama/checkpoints/Llama3.2-11B-Vision-Instruct -o models
     pyvllama convert meta-llama/Llama-3.2-11B-Vision-Instruct -o models
+    pyvllama convert ollama:llama3.2-vision -o models
     pyvllama convert my-fine-tune -o models -q q6_k --tensor-type 'xattn.*=q8_0'
     pyvllama convert my-fine-tune -o models -q iq3_s --imatrix imatrix.gguf --dry-run
     """  # noqa: D301  click wants the character itself
@@ -102,6 +112,7 @@ def convert(
         imatrix=imatrix,
         name=name,
         revision=revision,
+        cross_qk_order=cross_qk_order,
         split_max_bytes=None if split_max_size is None else parse_size(split_max_size),
         mmproj_only=mmproj_only,
     )

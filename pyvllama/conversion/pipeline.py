@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import math
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,12 @@ from numpy.typing import NDArray
 
 from pyvllama.config import MllamaConfig, PreprocessorConfig
 from pyvllama.conversion.checkpoint import Checkpoint, to_f32
+from pyvllama.conversion.conversion_plan import ConversionPlan, model_name, n_params
 from pyvllama.conversion.embedding_rows import fit_config, fit_tensors
 from pyvllama.conversion.importance import Importance, read_importance
 from pyvllama.conversion.metadata import mmproj_metadata, text_metadata
+from pyvllama.conversion.ollama import plan_import
+from pyvllama.conversion.ollama_store import is_ollama
 from pyvllama.conversion.output import OutputFile, OutputTensor, Progress, write_files
 from pyvllama.conversion.policy import Role
 from pyvllama.conversion.source import find_source
@@ -30,37 +32,10 @@ from pyvllama.types import Pair
 
 __all__ = ["ConversionPlan", "Progress", "convert", "plan_conversion"]
 
+log = logging.getLogger("pyvllama")
+
 DEFAULT_TEXT_TYPE = "q4_k_m"
 DEFAULT_MMPROJ_TYPE = "q8_0"
-PEAK_MEMORY = 450 << 20
-"""Of the process, in bytes: a few slices of rows, the vocabulary, the programs themselves (tools/bench/convert.py)."""
-
-
-@dataclass(frozen=True)
-class ConversionPlan:
-    """What a conversion will write; nothing is written yet, but everything that can be wrong has been looked for."""
-
-    name: str
-    text: tuple[OutputFile, ...]
-    """The text model, in one file or in shards; none where only the mmproj was asked for."""
-    mmproj: OutputFile
-    notes: tuple[str, ...] = ()
-    """What the user should know of the source."""
-
-    @property
-    def files(self) -> tuple[OutputFile, ...]:
-        """All files, in the order in which they are written."""
-        return (*self.text, self.mmproj)
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of all tensors: the space on disk that it takes."""
-        return sum(file.n_bytes for file in self.files)
-
-    @property
-    def peak_memory(self) -> int:
-        """Bytes of memory that writing takes at most, about: measured, and nearly the same for any size of model."""
-        return PEAK_MEMORY
 
 
 def convert(
@@ -74,6 +49,7 @@ def convert(
     imatrix: str | Path | Sequence[str | Path] = (),
     name: str | None = None,
     revision: str | None = None,
+    cross_qk_order: str | None = None,
     split_max_bytes: int | None = None,
     n_threads: int | None = None,
     progress: Progress | None = None,
@@ -87,7 +63,8 @@ def convert(
     Args:
         src: directory of an HF checkpoint (config.json, safetensors, tokenizer.json) or of Meta's
             (consolidated.*.pth, params.json, tokenizer.model); or, as a str and where no such path exists, the id
-            `org/name` of a repository on the Hub, which is downloaded into the Hub's own cache first.
+            `org/name` of a repository on the Hub, which is downloaded into the Hub's own cache first; or
+            `ollama:NAME[:TAG]`, a model of the local Ollama store, whose tensors keep their types.
         out_dir: directory for both files, made if need be.
         text_type: one of `policy.TEXT_TYPES`, as llama.cpp calls them; None: q4_k_m.
         mmproj_type: one of `policy.MMPROJ_TYPES`, for the vision tower and the projector; None: q8_0.
@@ -96,6 +73,7 @@ def convert(
         imatrix: importance matrices (`pyvllama imatrix`, or llama.cpp's for the text model).
         name: of the model; None: the name of `src`.
         revision: branch, tag or commit of a repository on the Hub; None: its main branch.
+        cross_qk_order: 'interleaved' or 'plain', of an Ollama model: see `ollama.plan_import`; None: interleaved.
         split_max_bytes: write the text model in shards of at most that size; None: in one file.
         n_threads: for quantizing; None: all cores.
         progress: called after every slice, at least once a tensor.
@@ -121,8 +99,11 @@ def convert(
         imatrix=imatrix,
         name=name,
         revision=revision,
+        cross_qk_order=cross_qk_order,
         split_max_bytes=split_max_bytes,
     )
+    for note in planned.notes:
+        log.warning("%s", note)
     write_files(planned.files, n_threads=n_threads, progress=progress, overwrite=overwrite)
     return Pair(planned.text[0].path, planned.mmproj.path)
 
@@ -138,6 +119,7 @@ def plan_conversion(
     imatrix: str | Path | Sequence[str | Path] = (),
     name: str | None = None,
     revision: str | None = None,
+    cross_qk_order: str | None = None,
     split_max_bytes: int | None = None,
     mmproj_only: bool = False,
 ) -> ConversionPlan:
@@ -145,12 +127,34 @@ def plan_conversion(
 
     Args:
         mmproj_only: leave the text model out, for those who have a Llama 3.1 of the same shape.
-        src, out_dir, text_type, mmproj_type, cross_type, tensor_types, imatrix, name, revision, split_max_bytes: see
+        src, out_dir, text_type, mmproj_type, cross_type, tensor_types, imatrix, name, revision,
+            cross_qk_order, split_max_bytes: see
             `convert`.
 
     Raises:
         As `convert`, but for what goes wrong while writing.
     """
+    if is_ollama(src):
+        meaningless = {
+            "text_type": text_type,
+            "mmproj_type": mmproj_type,
+            "cross_type": cross_type,
+            "tensor_types": tensor_types,
+            "imatrix": imatrix,
+            "revision": revision,
+        }
+        if given := [option for option, value in meaningless.items() if value]:
+            raise ConfigError(f"{src}: an import from Ollama requantizes nothing, so it takes no {', '.join(given)}")
+        return plan_import(
+            src,
+            out_dir,
+            name=name,
+            cross_qk_order=cross_qk_order,
+            split_max_bytes=split_max_bytes,
+            mmproj_only=mmproj_only,
+        )
+    if cross_qk_order is not None:
+        raise ConfigError(f"cross_qk_order = {cross_qk_order!r}: {src} is no model of Ollama's (ollama:NAME)")
     importance = read_importance(imatrix)
     rules = TypeRules.from_options(
         text_type or DEFAULT_TEXT_TYPE,
@@ -168,7 +172,7 @@ def plan_conversion(
     checkpoint.tensors = fit_tensors(checkpoint.tensors, config, vocab.filler_token)
     unused = frozenset({"language_model.lm_head.weight"} if config.text.tie_word_embeddings else ())
     checkpoint.check({t.hf: t.hf_shape for t in planned if t.hf}, unused)
-    name = _model_name(name or source.name)
+    name = model_name(name or source.name)
     wanted = [t for t in planned if t.file is Destination.MMPROJ or not mmproj_only]
     rules.check_overrides(t.name for t in wanted if t.role not in (Role.EXACT, Role.TABLE))
     text_keys = text_metadata(
@@ -177,7 +181,7 @@ def plan_conversion(
         vocab=vocab,
         generation=checkpoint.optional_json("generation_config.json") or {},
         chosen=rules.text,
-        n_params=_n_params(planned, Destination.TEXT),
+        n_params=n_params(planned, Destination.TEXT),
     )
     mmproj_keys = mmproj_metadata(
         name=name,
@@ -186,7 +190,7 @@ def plan_conversion(
         chat_template=vocab.chat_templates.get("default"),
         pairing_hash=_pairing_hash(checkpoint, planned),
         chosen=rules.mmproj,
-        n_params=_n_params(planned, Destination.MMPROJ),
+        n_params=n_params(planned, Destination.MMPROJ),
     )
     if importance is not None:
         text_keys |= importance.metadata()
@@ -217,16 +221,6 @@ def _read_preprocessor(checkpoint: Checkpoint, config: MllamaConfig) -> Preproce
             f"but config.json's vision tower takes {models[1]} of {models[0]}"
         )
     return preprocessor
-
-
-def _model_name(name: str) -> str:
-    if not name or name != Path(name).name or any(c in name for c in '<>:"|?*\\') or not name.isprintable():
-        raise ConfigError(f"name = {name!r} cannot be part of a file name")
-    return name
-
-
-def _n_params(planned: Sequence[PlannedTensor], file: Destination) -> int:
-    return sum(math.prod(t.shape) for t in planned if t.file is file)
 
 
 def _output_tensor(
