@@ -1,16 +1,17 @@
-"""From what a user calls a model to the two files of a pair."""
+"""From what a user calls a model to the two files of a pair: by looking, nothing is fetched or made (see `resolve`)."""
 
-import re
+from __future__ import annotations
+
 from pathlib import Path
 
 from pyvllama.errors import ModelNotFound
+from pyvllama.file_names import MMPROJ_PREFIX, parse_file_name
 from pyvllama.types import Pair
 
-__all__ = ["find_mmproj", "locate", "pocket_pair", "pocket_picture"]
+__all__ = ["as_path", "find_mmproj", "is_checkpoint", "locate", "pocket_pair", "pocket_picture"]
 
 _POCKET = Path(__file__).parent / "pocket"  # importlib.resources finds no path in an editable installation
-_MMPROJ_PREFIX = "mmproj-"
-_TYPE_SUFFIX = re.compile(r"[-.](F32|F16|BF16|I?Q\d\w*|TQ\d\w*|MXFP4\w*)$", re.IGNORECASE)
+_CHECKPOINT_CONFIGS = ("config.json", "params.json")  # Hugging Face's form, Meta's
 
 
 def pocket_pair() -> Pair:
@@ -27,20 +28,23 @@ def locate(model: str | Path | None, mmproj: str | Path | None = None) -> Pair:
     """The pair that a name stands for.
 
     Args:
-        model: a text GGUF, a directory that holds a pair, or None: the bundled pocket model.
+        model: a text GGUF (of a split one the first file), a directory that holds a pair, or None: the bundled pocket
+            model.
         mmproj: the mmproj file, where it is not beside the text file or there are several.
 
     Raises:
         ModelNotFound: nothing there, no mmproj, or several to choose from; says what to do.
     """
-    named = None if mmproj is None else _path(mmproj)
+    named = None if mmproj is None else as_path(mmproj)
     if named is not None and not named.is_file():
         raise ModelNotFound(f"{named}: no such mmproj file")
-    path = _POCKET if model is None else _path(model)
+    path = _POCKET if model is None else as_path(model)
     if path.is_dir():
         return _pair_in(path, named)
     if not path.is_file():
         raise ModelNotFound(f"{path}: no such file or directory")
+    if (name := parse_file_name(path)).shard > 1:
+        raise ModelNotFound(f"{path}: this is file {name.shard} of {name.n_shards} of a split model; name the first")
     return Pair(path, named or find_mmproj(path))
 
 
@@ -50,9 +54,9 @@ def find_mmproj(text: Path) -> Path:
     Raises:
         ModelNotFound: none, or several and none of that name.
     """
-    found = sorted(p for p in text.parent.glob("*.gguf") if p.name.startswith(_MMPROJ_PREFIX))
-    same = [p for p in found if _base(p.stem.removeprefix(_MMPROJ_PREFIX)) == _base(text.stem)]
-    candidates = same or found
+    found = sorted(p for p in text.parent.glob("*.gguf") if p.name.startswith(MMPROJ_PREFIX))
+    same = [p for p in found if _base(p) == _base(text)]
+    candidates = [p for p in same or found if parse_file_name(p).shard == 1]
     if not candidates:
         raise ModelNotFound(
             f"{text}: there is no mmproj-*.gguf beside it, and without one the model has no eyes. Put the mmproj file "
@@ -64,25 +68,17 @@ def find_mmproj(text: Path) -> Path:
     return candidates[0]
 
 
-def _pair_in(folder: Path, mmproj: Path | None = None) -> Pair:
-    texts = sorted(p for p in folder.glob("*.gguf") if not p.name.startswith(_MMPROJ_PREFIX))
-    texts = [p for p in texts if mmproj is None or not p.samefile(mmproj)]
-    if not texts:
-        if (folder / "config.json").is_file():
-            raise ModelNotFound(f"{folder}: this is a checkpoint; convert it first: pyvllama convert {folder} -o DIR")
-        raise ModelNotFound(f"{folder}: no GGUF files in it")
-    if len(texts) > 1:
-        names = ", ".join(p.name for p in texts)
-        raise ModelNotFound(f"{folder}: several text files in it ({names}); name one of them")
-    return Pair(texts[0], mmproj or find_mmproj(texts[0]))
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a directory holds a checkpoint to be converted: a configuration, and no text GGUF."""
+    return any((folder / name).is_file() for name in _CHECKPOINT_CONFIGS) and not _texts_in(folder)
 
 
-def _base(stem: str) -> str:
-    return _TYPE_SUFFIX.sub("", stem).lower()
+def as_path(name: str | Path) -> Path:
+    """The name as a path that may be asked whether it exists.
 
-
-def _path(name: str | Path) -> Path:
-    """The name as a path that may be asked whether it exists."""
+    Raises:
+        ModelNotFound: no file can have that name.
+    """
     if not str(name):
         raise ModelNotFound("the model's name is empty")
     try:
@@ -91,3 +87,25 @@ def _path(name: str | Path) -> Path:
     except (OSError, RuntimeError, ValueError) as e:  # a home of nobody; a name too long, or with a NUL
         raise ModelNotFound(f"{str(name)[:200]!r} names no file: {getattr(e, 'strerror', None) or e}") from e
     return path
+
+
+def _pair_in(folder: Path, mmproj: Path | None = None) -> Pair:
+    texts = [p for p in _texts_in(folder) if mmproj is None or not p.samefile(mmproj)]
+    if not texts:
+        if is_checkpoint(folder):
+            raise ModelNotFound(f"{folder}: this is a checkpoint; convert it first: pyvllama convert {folder} -o DIR")
+        raise ModelNotFound(f"{folder}: no GGUF files in it")
+    if len(texts) > 1:
+        names = ", ".join(p.name for p in texts)
+        raise ModelNotFound(f"{folder}: several text files in it ({names}); name one of them")
+    return Pair(texts[0], mmproj or find_mmproj(texts[0]))
+
+
+def _texts_in(folder: Path) -> list[Path]:
+    """Every text model's file, of split ones the first."""
+    found = (p for p in folder.glob("*.gguf") if not p.name.startswith(MMPROJ_PREFIX))
+    return sorted(p for p in found if parse_file_name(p).shard == 1)
+
+
+def _base(path: Path) -> str:
+    return parse_file_name(path).base.lower()

@@ -49,12 +49,12 @@ def files(out):
 def test_download_convert_and_again_offline(hub, run, out, tiny_checkpoint, tmp_path):
     repo = hub.repositories["some-org/Tiny-Vision.v1"] = shutil.copytree(tiny_checkpoint("small"), tmp_path / "repo")
     (repo / "original").mkdir()
-    for unwanted in ("original/consolidated.00.pth", "pytorch_model.bin", "README.md"):
+    for unwanted in ("original/consolidated.00.pth", "pytorch_model.bin", "LICENSE.txt"):
         (repo / unwanted).write_bytes(b"not needed")
     status, output = run("some-org/Tiny-Vision.v1", "-o", str(out), *TYPES)
     assert status == 0, output
     assert files(out) == ["Tiny-Vision.v1-F32.gguf", "mmproj-Tiny-Vision.v1-F32.gguf"]
-    assert not [r for r in hub.requests if "original" in r or ".bin" in r or "README" in r]
+    assert not [r for r in hub.requests if "original" in r or ".bin" in r or "LICENSE" in r]
 
     hub.requests.clear()
     status, output = run("some-org/Tiny-Vision.v1", "-o", str(tmp_path / "again"), *TYPES, HF_HUB_OFFLINE="1")

@@ -19,6 +19,7 @@ ROOT = Path(pyvllama.__file__).parent
 # which anything goes; `image.` is split because `fetch` and `limits` are below `source`.
 LAYERS = [
     ["errors"],
+    ["file_names", "hub_client"],
     ["types", "fields", "image.limits"],
     ["config", "locate"],
     ["_native"],
@@ -33,6 +34,9 @@ LAYERS = [
     ["context", "vision_cache"],
     ["session", "sampler"],
     ["generation"],
+    ["model_cache", "model_card"],
+    ["hub_models", "hub_upload"],
+    ["resolve"],
     ["llm"],
     [""],
     ["cli."],
@@ -40,10 +44,12 @@ LAYERS = [
 # Third-party packages and the only modules that import them.
 THIRD_PARTY = {
     "llama_cpp": ["_runtime"],
-    "gguf": ["conversion.writer"],
+    "gguf": ["conversion.writer", "conversion.provenance"],
+    "yaml": ["conversion.front_matter", "model_card"],
+    "filelock": ["model_cache"],
     "jinja2": ["template"],
     "certifi": ["image.fetch"],
-    "huggingface_hub": ["conversion.hub"],
+    "huggingface_hub": ["hub_client", "hub_models", "hub_upload"],
     "click": ["cli."],
     "rich": ["cli.ui"],
     "prompt_toolkit": ["cli.chat_loop"],

@@ -1,0 +1,131 @@
+"""The Hugging Face Hub's own client, and its errors in our words."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyvllama.errors import ModelNotFound
+
+__all__ = ["HUB", "Listing", "fetch", "hub_errors", "is_hub_id", "is_offline", "list_files"]
+
+HUB = "https://huggingface.co"
+"""Where pages for people are; the client itself asks HF_ENDPOINT."""
+
+LIBRARY = "pyvllama"
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+_MAX_WAIT_S = 10.0
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form `org/name`. A path of that name wins over the Hub: ask for that first."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
+def is_offline() -> bool:
+    """Whether HF_HUB_OFFLINE forbids to ask the Hub."""
+    from huggingface_hub import constants  # noqa: PLC0415  (slow to import, and needed for Hub ids alone)
+
+    return constants.HF_HUB_OFFLINE
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a repository holds at a commit."""
+
+    commit: str
+    files: tuple[str, ...]
+    """Paths in the repository, sorted."""
+
+
+def list_files(repo_id: str, revision: str | None = None) -> Listing:
+    """The files of a repository: the Hub's list, or offline those that its cache holds.
+
+    Raises:
+        ModelNotFound: there is no such repository or revision, it is private, or nothing of it is in the cache.
+    """
+    import huggingface_hub  # noqa: PLC0415
+
+    with hub_errors(repo_id, revision):
+        if not is_offline():
+            api = huggingface_hub.HfApi(library_name=LIBRARY)
+            with contextlib.suppress(*_unreachable()):  # then what the cache holds has to do
+                info = api.model_info(repo_id, revision=revision, timeout=_MAX_WAIT_S)
+                return Listing(info.sha or "", tuple(sorted(s.rfilename for s in info.siblings or ())))
+        folder = Path(str(huggingface_hub.snapshot_download(repo_id, revision=revision, local_files_only=True)))
+        files = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
+        return Listing(folder.name, tuple(sorted(files)))
+
+
+def _unreachable() -> tuple[type[BaseException], ...]:
+    """What the client raises where no server answers.
+
+    Its HTTP library changed twice (requests, httpx, httpx2); the base of its own error tells which it is.
+    """
+    from huggingface_hub import errors  # noqa: PLC0415
+
+    library = sys.modules[errors.HfHubHTTPError.__bases__[0].__module__.split(".")[0]]
+    named = (getattr(library, name, None) for name in ("TransportError", "ConnectionError", "Timeout"))
+    return (ConnectionError, *(e for e in named if isinstance(e, type) and issubclass(e, BaseException)))
+
+
+def fetch(repo_id: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    """Download the files that match one of the patterns into the Hub's cache; those that it holds are not fetched again.
+
+    Returns:
+        The directory of the snapshot in the cache.
+
+    Raises:
+        ModelNotFound: see `hub_errors`.
+    """
+    import huggingface_hub  # noqa: PLC0415
+
+    with hub_errors(repo_id, revision):
+        folder = huggingface_hub.snapshot_download(
+            repo_id, revision=revision, allow_patterns=list(patterns), library_name=LIBRARY
+        )
+    return Path(str(folder))
+
+
+@contextlib.contextmanager
+def hub_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
+    """Turn what the client raises into a ModelNotFound that says what to do.
+
+    Raises:
+        ModelNotFound: there is no such repository or revision, it is gated, the Hub cannot be reached or lacks the
+            right token, or the cache lacks what is asked for while the Hub is not to be used.
+    """
+    from huggingface_hub import errors  # noqa: PLC0415
+
+    other: tuple[type[BaseException], ...] = (
+        errors.HFValidationError, errors.HfHubHTTPError, OSError, *_unreachable()
+    )  # fmt: skip
+    page = f"{HUB}/{repo_id}"
+    at = f" at revision {revision}" if revision else ""
+    try:
+        yield
+    except errors.GatedRepoError as e:  # before RepositoryNotFoundError, of which it is one
+        raise ModelNotFound(
+            f"{repo_id} is gated: accept its licence at {page}, then log in with `hf auth login` or set HF_TOKEN to a "
+            "token of the same account"
+        ) from e
+    except errors.RepositoryNotFoundError as e:
+        raise ModelNotFound(
+            f"{repo_id} is neither a local directory nor a repository that the Hub shows you; see {page}, and where it "
+            "is private, log in with `hf auth login` or set HF_TOKEN"
+        ) from e
+    except errors.RevisionNotFoundError as e:
+        raise ModelNotFound(
+            f"{repo_id} has no revision {revision}; its branches and tags are at {page}/tree/main"
+        ) from e
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as e:
+        raise ModelNotFound(
+            f"{repo_id}{at} is no local directory, and not (wholly) in the Hub's cache, and the Hub is not to be used "
+            "(HF_HUB_OFFLINE) or cannot be reached: download it while online, or name a directory"
+        ) from e
+    except other as e:
+        raise ModelNotFound(f"{repo_id}{at} could not be downloaded; the same command goes on later: {e}") from e
