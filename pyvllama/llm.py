@@ -18,9 +18,9 @@ from pyvllama.errors import BackendError, ConfigError
 from pyvllama.generation import generate
 from pyvllama.image.source import load_image
 from pyvllama.image.tiling import preprocess
-from pyvllama.locate import locate
 from pyvllama.model import Model
 from pyvllama.prompt import build_prompt
+from pyvllama.resolve import resolve
 from pyvllama.session import Cell, Session
 from pyvllama.stream import TextStream
 from pyvllama.types import FinishReason, SamplingParams, Timings, Usage
@@ -38,6 +38,7 @@ def load(
     model: str | Path | None = None,
     mmproj: str | Path | None = None,
     *,
+    text_type: str | None = None,
     n_ctx: int = DEFAULT_N_CTX,
     n_batch: int = 512,
     n_ubatch: int = 512,
@@ -54,8 +55,11 @@ def load(
     """Load a model.
 
     Args:
-        model: a text GGUF, a directory that holds a pair, or None: the bundled pocket model.
-        mmproj: the mmproj file; None: the one that lies beside the text file.
+        model: a text GGUF, or a directory that holds a pair; a checkpoint's directory (converted once, into pyvllama's
+            cache); `user/repo[:QUANT]` on the Hub (fetched; a checkpoint is converted once); `ollama:NAME[:TAG]`
+            (imported once); or None: the bundled pocket model. See `resolve`.
+        mmproj: the mmproj file; None: the one that belongs to the text file.
+        text_type: type that a checkpoint is converted to; None: q4_k_m.
         n_ctx: positions of the context; more memory, longer conversations.
         n_batch: prompt tokens a decode call takes.
         n_ubatch: prompt tokens computed at once.
@@ -67,17 +71,20 @@ def load(
         use_mmap: map the text file instead of reading it.
         repack: let the CPU keep the mmproj's matmul weights in its fastest layout, a copy in memory.
         image_cache_bytes: memory for encoded images that may come again.
-        progress: called with the fraction loaded, 0 to 1; returning False stops with Cancelled.
+        progress: called with the fraction loaded, 0 to 1, and before that with that of a conversion or an import, if
+            there is one; returning False stops with Cancelled.
 
     Raises:
-        ModelNotFound: there is no such model, or no mmproj beside it.
+        ModelNotFound: there is no such model, or no mmproj beside it, or it cannot be had.
+        CheckpointError: a checkpoint that cannot be converted.
         FormatError: a file is damaged, of another kind, or the two do not fit.
         ConfigError: an option out of range.
         BackendError: too little memory, or llama.cpp failed otherwise.
     """
     if n_threads is not None and not 1 <= n_threads <= MAX_N_THREADS:
         raise ConfigError(f"n_threads must be between 1 and {MAX_N_THREADS}, not {n_threads}")
-    pair = locate(model, mmproj)
+    counted = None if progress is None else (lambda done, total, _: progress(done / max(total, 1)))
+    pair = resolve(model, mmproj, text_type=text_type, progress=counted)
     loaded = Model(
         pair.text,
         pair.mmproj,
