@@ -74,7 +74,7 @@ def _unreachable() -> tuple[type[BaseException], ...]:
 
 
 def fetch(repo_id: str, revision: str | None, patterns: Sequence[str]) -> Path:
-    """Download the files that match one of the patterns into the Hub's cache; those that it holds are not fetched again.
+    """Download the files that match one of the patterns into the Hub's cache; what that holds is not fetched again.
 
     Returns:
         The directory of the snapshot in the cache.

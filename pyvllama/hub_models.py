@@ -46,8 +46,8 @@ def pull(
 ) -> Pair:
     """Fetch a text GGUF and its mmproj into the Hub client's own cache; what that holds already is not fetched again.
 
-    Environment and behaviour are the client's: HF_HOME, HF_TOKEN, HF_HUB_OFFLINE, progress bars, and a cut download goes
-    on where it stopped. The mmproj comes first: where it is none of ours, nothing else is fetched.
+    Environment and behaviour are the client's: HF_HOME, HF_TOKEN, HF_HUB_OFFLINE, progress bars, and a cut download
+    goes on where it stopped. The mmproj comes first: where it is none of ours, nothing else is fetched.
 
     Args:
         repo_id: `user/repo`.
@@ -125,9 +125,7 @@ def select_pair(
     return PairNames(shards, select_mmproj(files, mmproj_type, where=where, text=text))
 
 
-def select_mmproj(
-    files: Iterable[str], mmproj_type: str | None = None, *, where: str, text: str | None = None
-) -> str:
+def select_mmproj(files: Iterable[str], mmproj_type: str | None = None, *, where: str, text: str | None = None) -> str:
     """Choose an mmproj among a repository's files.
 
     Args:
@@ -149,8 +147,8 @@ def select_mmproj(
         near = same or near
     if not near:
         raise ModelNotFound(
-            f"{where}: no mmproj-*.gguf in it, and without one the model has no eyes. {_listing(files, where)}; an mmproj "
-            "of another source is named with --mmproj"
+            f"{where}: no mmproj-*.gguf in it, and without one the model has no eyes. {_listing(files, where)}; "
+            "an mmproj of another source is named with --mmproj"
         )
     chosen = _of_types(near, (mmproj_type,) if mmproj_type else _MMPROJ_TYPES, where)
     if chosen is None and mmproj_type:

@@ -1,5 +1,7 @@
-"""Models that were converted or imported once, kept for the next time: one directory each, with a note of what it was
-made of. Safe against other processes, and against being interrupted: a directory bears its name only when it is whole.
+"""Models that were converted or imported once, kept for the next time.
+
+One directory each, with a note of what it was made of. Safe against other processes and against being interrupted: a
+directory bears its name only when it is whole.
 """
 
 from __future__ import annotations
@@ -18,8 +20,6 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
-
-import filelock
 
 from pyvllama.errors import ConfigError
 from pyvllama.types import Pair
@@ -67,7 +67,10 @@ def directory_fingerprint(folder: Path) -> str:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a model is made of. Kind, source and options say which entry it is, the fingerprint whether it is current."""
+    """What a model is made of.
+
+    Kind, source and options say which entry it is, the fingerprint whether it is current.
+    """
 
     kind: str
     """checkpoint, hub or ollama."""
@@ -207,6 +210,8 @@ class ModelCache:
 
     @contextmanager
     def _locked(self, entry_id: str, note: Callable[[str], object]) -> Iterator[None]:
+        import filelock  # noqa: PLC0415  (slow to import, and needed for making and deleting alone)
+
         locks = self.root / ".locks"
         with _writing(self.root):
             locks.mkdir(parents=True, exist_ok=True)
@@ -251,10 +256,9 @@ def _read_entry(folder: Path) -> Entry | None:
             values: Any = json.loads(f.read(_MAX_NOTE_BYTES))
         if values["layout"] != _LAYOUT:
             return None
-        recipe = Recipe(
-            *(_string(values[key]) for key in ("kind", "source", "name", "fingerprint")),
-            options={_string(k): _string(v) for k, v in values["options"].items()},
-        )
+        kind, source, name, fingerprint = (_string(values[key]) for key in ("kind", "source", "name", "fingerprint"))
+        options = {_string(k): _string(v) for k, v in values["options"].items()}
+        recipe = Recipe(kind, source, name, fingerprint, options)
         files = [folder / Path(_string(values[key])).name for key in ("text", "mmproj")]
         made = datetime.fromisoformat(_string(values["made"]))
         used = datetime.fromtimestamp(path.stat().st_mtime, timezone.utc)

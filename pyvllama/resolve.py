@@ -1,12 +1,16 @@
-"""From what a user calls a model to its two files, with whatever has to be done for that: downloading, converting,
-importing. What was converted is kept (see `model_cache`), what was downloaded lies in the Hub's own cache.
+"""From what a user calls a model to its two files, with whatever has to be done for that.
+
+That may be downloading, converting, importing. What was converted is kept (see `model_cache`), what was downloaded lies
+in the Hub's own cache.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 
 from pyvllama.errors import ConfigError, ModelNotFound
@@ -116,32 +120,47 @@ class _Maker:
         return self._convert(recipe, repo_id)
 
     def from_ollama(self, name: str) -> Pair:
-        from pyvllama.conversion.ollama import import_ollama, manifest_digest  # noqa: PLC0415
-
-        model = name.removeprefix(OLLAMA_PREFIX)
-        recipe = Recipe("ollama", name, model.replace(":", "-").replace("/", "-"), manifest_digest(model))
+        ollama, store = (import_module(f"pyvllama.conversion.{module}") for module in ("ollama", "ollama_store"))
+        model = str(store.ModelName.parse(name.removeprefix(OLLAMA_PREFIX)))
+        title = model.removesuffix(":latest")
+        made = self.cache.find(Recipe("ollama", model, title, ""))
+        try:
+            manifest: Path = store.find_model(model).path
+            digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
+        except ModelNotFound:  # no longer in Ollama's store
+            if made is None:
+                raise
+            return self.cache.use(made)
 
         def make(work: Path) -> Pair:
-            self.note(f"Importing {name} into {self.cache.root}, once: nothing is quantized anew.")
-            return import_ollama(model, work, progress=self.progress)
+            self.note(f"Importing {OLLAMA_PREFIX}{model} into {self.cache.root}, once; nothing is quantized anew.")
+            pair: Pair = ollama.import_ollama(model, work, progress=self.progress)
+            return pair
 
-        return self.cache.provide(recipe, make, self.note)
+        return self.cache.provide(Recipe("ollama", model, title, digest), make, self.note)
 
     def _recipe(self, kind: str, source: str, name: str, fingerprint: str) -> Recipe:
         options = {"text_type": (self.text_type or DEFAULT_TEXT_TYPE).lower(), "mmproj_type": _MMPROJ_TYPE}
         return Recipe(kind, source, name, fingerprint, options)
 
     def _convert(self, recipe: Recipe, src: str) -> Pair:
-        from pyvllama.conversion import convert  # noqa: PLC0415  not loaded by those who only chat
-        from pyvllama.conversion.hub import download  # noqa: PLC0415
+        from pyvllama.conversion.output import write_files  # noqa: PLC0415  not loaded by those who only chat
+        from pyvllama.conversion.pipeline import plan_conversion  # noqa: PLC0415
 
         def make(work: Path) -> Pair:
             again = ", as it has changed" if self.cache.find(recipe) else ", once"
-            if recipe.kind == "hub":
-                download(src)  # draws bars of its own, before ours
-            types = f"{recipe.options['text_type'].upper()} and {recipe.options['mmproj_type'].upper()}"
-            self.note(f"Converting {src} to {types}{again}; it is kept in {self.cache.root / recipe.id}")
-            return convert(src, work, **recipe.options, name=recipe.name, progress=self.progress)
+            text, mmproj = recipe.options["text_type"], recipe.options["mmproj_type"]
+            plan = plan_conversion(  # a download draws bars of its own
+                src, work, text_type=text, mmproj_type=mmproj, name=recipe.name
+            )
+            for line in plan.notes:
+                self.note(line)
+            self.note(
+                f"Converting {src} to {text.upper()} and {mmproj.upper()}{again}; "
+                f"it is kept in {self.cache.root / recipe.id}"
+            )
+            write_files(plan.files, progress=self.progress)
+            return locate(work)
 
         return self.cache.provide(recipe, make, self.note)
 

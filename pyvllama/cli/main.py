@@ -11,18 +11,25 @@ from pyvllama import __version__
 from pyvllama.cli import ui
 from pyvllama.cli.convert import convert
 from pyvllama.cli.quantize import quantize
+from pyvllama.cli.list_models import list_models
+from pyvllama.cli.pull import pull
+from pyvllama.cli.rm import rm
 from pyvllama.cli.run import run
 from pyvllama.cli.show import show
 from pyvllama.errors import VllamaError
 
 __all__ = ["main"]
 
+ALIASES = {"ls": "list"}
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 
 
 class _Group(click.Group):
     """Errors that we raise on purpose become one line and exit code 2, never a traceback."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return super().get_command(ctx, ALIASES.get(cmd_name, cmd_name))
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -63,6 +70,9 @@ main.add_command(run)
 main.add_command(convert)
 main.add_command(quantize)
 main.add_command(show)
+main.add_command(pull)
+main.add_command(list_models)
+main.add_command(rm)
 
 if __name__ == "__main__":
     main()

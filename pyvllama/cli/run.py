@@ -14,6 +14,7 @@ from pyvllama.cli.chat_loop import chat_loop
 from pyvllama.context import MAX_N_THREADS
 from pyvllama.errors import PromptError
 from pyvllama.llm import DEFAULT_N_CTX
+from pyvllama.resolve import is_model_name, resolve
 
 __all__ = ["run"]
 
@@ -40,7 +41,9 @@ def _sampling_options(command: Command) -> Command:
 
 def _model_options(command: Command) -> Command:
     options = (
-        click.option("--mmproj", type=click.Path(), help="The mmproj file, if it is not beside the text file."),
+        click.option("--mmproj", metavar="FILE|REPO",
+                     help="The mmproj file, if it is not beside the text file; or user/repo[:TYPE] on the Hub."),
+        click.option("-q", "--text-type", help="Type that a checkpoint is converted to. Default: q4_k_m."),
         click.option("-c", "--ctx-size", type=click.IntRange(min=1), default=DEFAULT_N_CTX, show_default=True,
                      help="Positions of the context."),
         click.option("-t", "--threads", type=click.IntRange(1, MAX_N_THREADS),
@@ -56,8 +59,8 @@ def _model_options(command: Command) -> Command:
 def split_arguments(arguments: tuple[str, ...]) -> tuple[str | None, str | None]:
     """(MODEL, PROMPT) from what stands on the command line.
 
-    One argument alone is a model if it looks like one (a path that exists, a .gguf, a path with a slash and no blank),
-    else a prompt.
+    One argument alone is a model if it looks like one (a path that exists, a .gguf, a word with a slash and no blank,
+    `ollama:...`, a name that `pyvllama list` shows), else a prompt.
     """
     if len(arguments) > 2:
         raise click.UsageError(f"at most MODEL and PROMPT are expected, got {len(arguments)}; quote the prompt")
@@ -67,7 +70,7 @@ def split_arguments(arguments: tuple[str, ...]) -> tuple[str | None, str | None]
         return None, None
     word = arguments[0]
     looks_like_path = "/" in word and not any(c.isspace() for c in word)
-    is_model = word.endswith(".gguf") or looks_like_path or _exists(word)
+    is_model = word.endswith(".gguf") or looks_like_path or _exists(word) or is_model_name(word)
     return (word, None) if is_model else (None, word)
 
 
@@ -93,6 +96,7 @@ def run(
     as_json: bool,
     timings: bool,
     mmproj: str | None,
+    text_type: str | None,
     ctx_size: int,
     threads: int | None,
     gpu_layers: int,
@@ -100,13 +104,18 @@ def run(
 ) -> None:
     """Answer a question about pictures, or chat.
 
-    MODEL is a text GGUF (its mmproj-*.gguf beside it), or a directory with the pair; without one, the bundled pocket
-    model answers. Without PROMPT a chat begins; a prompt may also come through a pipe.
+    MODEL is a text GGUF (its mmproj-*.gguf beside it), or a directory with the pair; user/repo[:QUANT] on the Hub; a
+    checkpoint's directory or Hub id (converted once, see -q), or ollama:NAME (imported once); or a name that `pyvllama
+    list` shows. Without one, the bundled pocket model answers. Without PROMPT a chat begins; a prompt may also come
+    through a pipe.
 
     \b
     pyvllama run models/Llama-3.2-11B-Vision-Instruct-Q4_K_M.gguf -i photo.jpg "What is this?"
     pyvllama run models -i a.jpg -i b.jpg --temperature 0 "What differs?"
     pyvllama run models                                  chat; /image PATH attaches a picture
+    pyvllama run somebody/Some-Vision-GGUF:Q8_0 -i photo.jpg "What is this?"
+    pyvllama run meta-llama/Llama-3.2-11B-Vision-Instruct -q q5_k_m
+    pyvllama run ollama:llama3.2-vision -i photo.jpg "What is this?"
     echo "Describe it." | pyvllama run -i shapes.png --json
     """  # noqa: D301  click wants the character itself
     model, prompt = split_arguments(arguments)
@@ -116,9 +125,11 @@ def run(
         raise PromptError("the prompt is empty: give a question as an argument or through a pipe")
     if model is None:
         ui.note("No model named: using the bundled pocket model (coloured shapes and short texts only).")
+    with ui.bytes_progress() as converting:
+        pair = resolve(model, mmproj, text_type=text_type, progress=converting, note=ui.note)
     with ui.fraction_progress("Loading") as progress:
         llm = pyvllama.load(
-            model, mmproj, n_ctx=ctx_size, n_threads=threads, n_gpu_layers=gpu_layers, progress=progress
+            pair.text, pair.mmproj, n_ctx=ctx_size, n_threads=threads, n_gpu_layers=gpu_layers, progress=progress
         )
     options = {k: v for k, v in sampling.items() if v not in (None, ())}
     with llm:

@@ -9,15 +9,19 @@ import click
 from pyvllama.cli import ui
 from pyvllama.errors import FormatError
 from pyvllama.gguf_file import GGUFFile, pairing_hash
-from pyvllama.locate import locate
+from pyvllama.inventory import inventory
+from pyvllama.locate import as_path
 from pyvllama.pair_checks import check_text
+from pyvllama.resolve import resolve
+from pyvllama.types import Pair
 
 __all__ = ["show"]
 
 
 def describe(model: str | None, mmproj: str | None) -> dict[str, Any]:
     """What `show` prints, as a JSON object. Sizes in bytes."""
-    pair = locate(model, mmproj)
+    with ui.bytes_progress() as progress:
+        pair = _kept(model, mmproj) or resolve(model, mmproj, progress=progress, note=ui.note)
     text, vision = GGUFFile(pair.text), GGUFFile(pair.mmproj)
     check_text(text)
     t, v = text.metadata, vision.metadata
@@ -46,6 +50,13 @@ def describe(model: str | None, mmproj: str | None) -> dict[str, Any]:
     }
 
 
+def _kept(model: str | None, mmproj: str | None) -> Pair | None:
+    """What `pyvllama list` shows under a name: shown without asking the Hub for something newer."""
+    if model is None or mmproj is not None or as_path(model).exists():
+        return None
+    return next((item.pair for item in inventory() if item.name == model), None)
+
+
 def _contents(file: GGUFFile) -> dict[str, Any]:
     types: Counter[str] = Counter()
     n_parameters = 0
@@ -67,10 +78,11 @@ def _contents(file: GGUFFile) -> dict[str, Any]:
 @click.option("--mmproj", type=click.Path(), help="The mmproj file, if it is not beside the text file.")
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
 def show(model: str | None, mmproj: str | None, as_json: bool) -> None:
-    """Show what is in a model, without loading it.
+    """Show what is in a model, without loading it. MODEL is anything that `run` takes.
 
     \b
     pyvllama show models
+    pyvllama show Llama-3.2-11B-Vision-Instruct-Q4_K_M          a name that `pyvllama list` shows
     pyvllama show models/Llama-3.2-11B-Vision-Instruct-Q4_K_M.gguf --json
     """  # noqa: D301  click wants the character itself
     d = describe(model, mmproj)

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import click
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -17,7 +18,16 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-__all__ = ["bytes_progress", "error", "format_bytes", "format_timings", "fraction_progress", "note", "write_answer"]
+__all__ = [
+    "bytes_progress",
+    "confirm",
+    "error",
+    "format_bytes",
+    "format_timings",
+    "fraction_progress",
+    "note",
+    "write_answer",
+]
 
 _err = Console(stderr=True, highlight=False)
 
@@ -82,7 +92,10 @@ def fraction_progress(what: str) -> Iterator[Callable[[float], None]]:
 
 @contextlib.contextmanager
 def bytes_progress() -> Iterator[Callable[[int, int, str], None]]:
-    """A bar for work that tells bytes done and in all, and what it is at: size, rate, time left."""
+    """A bar for work that tells bytes done and in all, and what it is at: size, rate, time left.
+
+    It appears with the first call: what comes before, a download say, may draw bars of its own.
+    """
     columns = (
         BarColumn(),
         DownloadColumn(binary_units=True),
@@ -90,10 +103,23 @@ def bytes_progress() -> Iterator[Callable[[int, int, str], None]]:
         TimeRemainingColumn(),
         TextColumn("{task.description}", style="dim"),
     )
-    with Progress(*columns, console=_err, disable=not _err.is_terminal) as bar:
-        task = bar.add_task("", total=None)
+    bar = Progress(*columns, console=_err, disable=not _err.is_terminal)
+    task: TaskID | None = None
 
-        def update(done: int, total: int, what: str) -> None:
-            bar.update(task, completed=done, total=total, description=what)
+    def update(done: int, total: int, what: str) -> None:
+        nonlocal task
+        if task is None:
+            bar.start()
+            task = bar.add_task("", total=None)
+        bar.update(task, completed=done, total=total, description=what)
 
+    try:
         yield update
+    finally:
+        if task is not None:
+            bar.stop()
+
+
+def confirm(question: str) -> bool:
+    """Ask on the terminal; where there is none, the answer is no."""
+    return sys.stdin is not None and sys.stdin.isatty() and click.confirm(question, err=True)

@@ -1,4 +1,7 @@
-"""The YAML head of a README.md, as model cards on the Hub have it. Anybody may have written it: nothing in it is trusted."""
+"""The YAML head of a README.md, as model cards on the Hub have it.
+
+Anybody may have written it: nothing in it is trusted.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,7 @@ def front_matter(readme: str) -> tuple[dict[str, Any], str | None]:
     if len(head.encode()) > MAX_FRONT_MATTER_BYTES:
         return {}, f"README.md: its YAML head is larger than {MAX_FRONT_MATTER_BYTES >> 10} KiB: ignored"
     try:
-        values = yaml.load(head, _Loader)  # noqa: S506  a BaseLoader makes strings, lists and dicts only
+        values = yaml.load(head, _Loader)
     except (yaml.YAMLError, RecursionError, ValueError, TypeError) as e:
         problem = getattr(e, "problem", None) or str(e) or type(e).__name__
         return {}, f"README.md: its YAML head cannot be read ({problem:.100}): ignored"

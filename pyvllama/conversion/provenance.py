@@ -234,7 +234,7 @@ def _base_of(config: Mapping[str, Any], name: str, repo_id: str | None) -> str |
 
 
 def _components(name: str, n_params: int) -> tuple[str | None, str | None, str | None, str | None]:
-    """(base, finetune, version, size)"""
+    """What gguf-py makes of a name: (base, finetune, version, size)."""
     try:
         _, _, base, finetune, version, size = gguf.Metadata.get_model_id_components(name, n_params)
     except (IndexError, ValueError):  # gguf-py trips over some names
@@ -243,5 +243,5 @@ def _components(name: str, n_params: int) -> tuple[str | None, str | None, str |
 
 
 def _n_params(label: str) -> int:
-    match = re.fullmatch(r"[A-Za-z]?(\d+(?:\.\d+)?)([KMBT])", label.split("x")[-1])
+    match = re.fullmatch(r"[A-Za-z]?(\d+(?:\.\d+)?)([KMBT])", label.rsplit("x", maxsplit=1)[-1])
     return int(float(match[1]) * 1000.0 ** " KMBT".index(match[2])) if match else 0
