@@ -9,6 +9,7 @@ from typing import Any
 
 from pyvllama.errors import ConfigError, ModelNotFound, VllamaError
 from pyvllama.file_names import is_text_name, parse_file_name, shards_of
+from pyvllama.hub_client import scan_cache
 from pyvllama.hub_models import check_mmproj, select_mmproj
 from pyvllama.types import Pair
 
@@ -56,7 +57,7 @@ class Removal:
 
 def hub_pairs() -> list[HubPair]:
     """All pairs of ours (clip.projector_type = mllama) in the cache, whole ones only, the one used last first."""
-    scanned = _scan()
+    scanned = scan_cache()
     repos = [] if scanned is None else [r for r in scanned.repos if r.repo_type == "model"]
     found = [pair for repo in repos for revision in repo.revisions for pair in _pairs_in(repo.repo_id, revision)]
     return sorted(found, key=lambda p: p.used, reverse=True)
@@ -67,7 +68,7 @@ def plan_removal(pairs: Sequence[HubPair]) -> Removal:
 
     A revision that holds nothing else goes as a whole.
     """
-    scanned = _scan()
+    scanned = scan_cache()
     if scanned is None:
         raise ModelNotFound("there is no cache of the Hub")
     needed = {p.pair.mmproj for p in hub_pairs() if p not in pairs}
@@ -99,17 +100,6 @@ class _All:
     def execute(self) -> None:
         for strategy in self.strategies:
             strategy.execute()
-
-
-def _scan() -> Any:
-    """The client's view of its cache; None if there is none yet."""
-    import huggingface_hub  # noqa: PLC0415  (slow to import)
-    from huggingface_hub import errors  # noqa: PLC0415
-
-    try:
-        return huggingface_hub.scan_cache_dir()
-    except (errors.CacheNotFound, ValueError):  # ValueError: the cache is a file
-        return None
 
 
 def _pairs_in(repo_id: str, revision: Any) -> list[HubPair]:

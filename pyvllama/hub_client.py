@@ -8,15 +8,18 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pyvllama.errors import ModelNotFound
 
-__all__ = ["HUB", "Listing", "fetch", "hub_errors", "is_hub_id", "is_offline", "list_files"]
+__all__ = ["HUB", "LIBRARY", "Listing", "fetch", "hub_errors", "is_hub_id", "list_files", "scan_cache", "unreachable"]
 
 HUB = "https://huggingface.co"
 """Where pages for people are; the client itself asks HF_ENDPOINT."""
 
 LIBRARY = "pyvllama"
+"""What the client calls itself in its requests."""
+
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _MAX_WAIT_S = 10.0
 
@@ -53,15 +56,34 @@ def list_files(repo_id: str, revision: str | None = None) -> Listing:
     with hub_errors(repo_id, revision):
         if not is_offline():
             api = huggingface_hub.HfApi(library_name=LIBRARY)
-            with contextlib.suppress(*_unreachable()):  # then what the cache holds has to do
+            with contextlib.suppress(*unreachable()):  # then what the cache holds has to do
                 info = api.model_info(repo_id, revision=revision, timeout=_MAX_WAIT_S)
                 return Listing(info.sha or "", tuple(sorted(s.rfilename for s in info.siblings or ())))
-        folder = Path(str(huggingface_hub.snapshot_download(repo_id, revision=revision, local_files_only=True)))
-        files = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
-        return Listing(folder.name, tuple(sorted(files)))
+        for cached in _cached_revisions(repo_id):
+            if (revision or "main") in (cached.commit_hash, *cached.refs):
+                files = (f.file_path.relative_to(cached.snapshot_path).as_posix() for f in cached.files)
+                return Listing(cached.commit_hash, tuple(sorted(files)))
+        raise huggingface_hub.errors.LocalEntryNotFoundError(f"{repo_id} is not in the cache")
 
 
-def _unreachable() -> tuple[type[BaseException], ...]:
+def scan_cache() -> Any:
+    """The client's view of its cache (an HFCacheInfo); None if there is none yet."""
+    import huggingface_hub  # noqa: PLC0415
+    from huggingface_hub import errors  # noqa: PLC0415
+
+    try:
+        return huggingface_hub.scan_cache_dir()
+    except (errors.CacheNotFound, ValueError):  # ValueError: the cache is a file
+        return None
+
+
+def _cached_revisions(repo_id: str) -> Iterator[Any]:
+    for repo in getattr(scan_cache(), "repos", ()):
+        if (repo.repo_type, repo.repo_id) == ("model", repo_id):
+            yield from repo.revisions
+
+
+def unreachable() -> tuple[type[BaseException], ...]:
     """What the client raises where no server answers.
 
     Its HTTP library changed twice (requests, httpx, httpx2); the base of its own error tells which it is.
@@ -102,7 +124,7 @@ def hub_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
     from huggingface_hub import errors  # noqa: PLC0415
 
     other: tuple[type[BaseException], ...] = (
-        errors.HFValidationError, errors.HfHubHTTPError, OSError, *_unreachable()
+        errors.HFValidationError, errors.HfHubHTTPError, OSError, *unreachable()
     )  # fmt: skip
     page = f"{HUB}/{repo_id}"
     at = f" at revision {revision}" if revision else ""

@@ -1,8 +1,15 @@
-"""A Hugging Face Hub of our own on 127.0.0.1: as much of its interface as downloading a repository takes."""
+"""A Hugging Face Hub of our own on 127.0.0.1: as much of its interface as downloading and committing take.
 
+Uploads go by the Hub's older protocol (Git LFS, "basic" transfer): clients must have HF_HUB_DISABLE_XET=1.
+"""
+
+import base64
 import contextlib
 import hashlib
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,6 +30,16 @@ class Hub:
     gated: set[str] = field(default_factory=set)
     tokens: set[str] = field(default_factory=set)
     """Tokens that may read what is gated."""
+    writers: set[str] = field(default_factory=set)
+    """Tokens that may write."""
+    private: set[str] = field(default_factory=set)
+    """Repositories that were made as private ones."""
+    root: Path | None = None
+    """Where repositories are made that somebody creates."""
+    commits: list[list[str]] = field(default_factory=list)
+    """For each commit the paths that it added."""
+    objects: dict[str, bytes] = field(default_factory=dict)
+    """Uploaded large files by their SHA-256."""
     requests: list[str] = field(default_factory=list)
     """'METHOD path' of all requests."""
 
@@ -43,6 +60,84 @@ def serve() -> Iterator[Hub]:
 
         def do_GET(self) -> None:
             self.answer()
+
+        def do_POST(self) -> None:
+            self.write()
+
+        def do_PUT(self) -> None:
+            self.write()
+
+        def body(self) -> bytes:
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
+        def write(self) -> None:
+            hub.requests.append(f"{self.command} {self.path}")
+            body = self.body()
+            path = unquote(urlsplit(self.path).path)
+            if path == "/api/validate-yaml":
+                return self.send(200, {}, json.dumps({"errors": [], "warnings": []}).encode())
+            if path.startswith("/objects/"):  # the storage behind LFS: the address itself is the permission
+                hub.objects[path.removeprefix("/objects/")] = body
+                return self.send(200, {})
+            if (self.headers.get("Authorization") or "").removeprefix("Bearer ") not in hub.writers:
+                return self.send(401, {})
+            if path == "/api/repos/create":
+                return self.create(json.loads(body))
+            repo = next((r for r in hub.repositories if f"/{r}/" in path or f"/{r}.git/" in path), None)
+            if repo is None:
+                return self.send(404, {"X-Error-Code": "RepoNotFound"})
+            if path.endswith("/objects/batch"):
+                return self.send_lfs_actions(json.loads(body))
+            if "/preupload/" in path:
+                return self.send_upload_modes(json.loads(body))
+            assert "/commit/" in path, path
+            return self.commit(repo, [json.loads(line) for line in body.splitlines()])
+
+        def create(self, wanted: dict) -> None:
+            repo = f"{wanted['organization']}/{wanted['name']}"
+            known = repo in hub.repositories
+            if not known:
+                assert hub.root is not None
+                hub.repositories[repo] = hub.root / repo
+                hub.repositories[repo].mkdir(parents=True)
+                hub.private |= {repo} if wanted.get("visibility") == "private" or wanted.get("private") else set()
+            answer = {"url": f"{hub.url}/{repo}", "name": repo, "id": repo}
+            self.send(409 if known else 200, {}, json.dumps(answer).encode())
+
+        def send_lfs_actions(self, wanted: dict) -> None:
+            objects = [
+                {**o, "actions": {"upload": {"href": f"{hub.url}/objects/{o['oid']}"}}} for o in wanted["objects"]
+            ]
+            answer = {"transfer": "basic", "objects": objects}
+            self.send(200, {"Content-Type": "application/vnd.git-lfs+json"}, json.dumps(answer).encode())
+
+        def send_upload_modes(self, wanted: dict) -> None:
+            files = [
+                {
+                    "path": f["path"],
+                    "uploadMode": "lfs" if f["path"].endswith(".gguf") else "regular",
+                    "shouldIgnore": False,
+                }
+                for f in wanted["files"]
+            ]
+            self.send(200, {}, json.dumps({"files": files}).encode())
+
+        def commit(self, repo: str, lines: list[dict]) -> None:
+            added = []
+            for line in lines:
+                value = line["value"]
+                if line["key"] == "file":
+                    data = base64.b64decode(value["content"])
+                elif line["key"] == "lfsFile":
+                    data = hub.objects[value["oid"]]
+                    assert hashlib.sha256(data).hexdigest() == value["oid"]
+                else:
+                    continue
+                (hub.repositories[repo] / value["path"]).write_bytes(data)
+                added.append(value["path"])
+            hub.commits.append(added)
+            answer = {"commitUrl": f"{hub.url}/{repo}/commit/{COMMIT}", "commitOid": COMMIT, "success": True}
+            self.send(200, {}, json.dumps(answer).encode())
 
         def answer(self) -> None:
             hub.requests.append(f"{self.command} {self.path}")
@@ -104,3 +199,20 @@ def serve() -> Iterator[Hub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def run_program(hub: Hub, home: Path, *arguments: object, **environment: str) -> subprocess.CompletedProcess:
+    """Run `pyvllama` in a process of its own, with this hub for the Hub and all caches below `home`."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING", "PYVLLAMA_"))}
+    ours = {
+        "HF_HOME": str(home / "hf"),
+        "HF_ENDPOINT": hub.url,
+        "HF_HUB_DISABLE_XET": "1",
+        "PYVLLAMA_CACHE": str(home / "cache"),
+    }
+    command = [sys.executable, "-m", "pyvllama.cli.main", *map(str, arguments)]
+    done = subprocess.run(
+        command, env=clean | ours | environment, input="", capture_output=True, text=True, timeout=120, check=False
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done

@@ -13,6 +13,7 @@ from pyvllama.cli.convert import convert
 from pyvllama.cli.quantize import quantize
 from pyvllama.cli.list_models import list_models
 from pyvllama.cli.pull import pull
+from pyvllama.cli.push import push
 from pyvllama.cli.rm import rm
 from pyvllama.cli.run import run
 from pyvllama.cli.show import show
@@ -73,6 +74,7 @@ main.add_command(show)
 main.add_command(pull)
 main.add_command(list_models)
 main.add_command(rm)
+main.add_command(push)
 
 if __name__ == "__main__":
     main()

@@ -24,7 +24,7 @@ def pull(name: str, mmproj_type: str | None, revision: str | None) -> None:
     \b
     pyvllama pull somebody/Llama-3.2-11B-Vision-Instruct-GGUF
     pyvllama pull somebody/Llama-3.2-11B-Vision-Instruct-GGUF:q8_0 --mmproj-type f16
-    pyvllama run somebody/Llama-3.2-11B-Vision-Instruct-GGUF:q8_0 -i photo.jpg "What is this?"
+    pyvllama run somebody/Llama-3.2-11B-Vision-Instruct-GGUF:q8_0
     """  # noqa: D301  click wants the character itself
     if (hub := parse_hub_name(name)) is None:
         raise ConfigError(f"{name!r} is no name of a repository on the Hub: user/name or user/name:QUANT")

@@ -48,6 +48,17 @@ def huge_picture(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
+def no_caches_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Neither what is in the caches of who runs the tests matters, nor may it be changed."""
+    import huggingface_hub  # reads its environment when it is imported
+    from huggingface_hub.utils import _cache_manager
+
+    monkeypatch.setenv("PYVLLAMA_CACHE", str(tmp_path / "pyvllama-cache"))
+    for module in (huggingface_hub.constants, _cache_manager):
+        monkeypatch.setattr(module, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+
+
+@pytest.fixture(autouse=True)
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny models: more threads only wait for one another."""
     for module in ("llm", "model"):

@@ -51,7 +51,7 @@ THIRD_PARTY = {
     "filelock": ["model_cache"],
     "jinja2": ["template"],
     "certifi": ["image.fetch"],
-    "huggingface_hub": ["hub_client", "hub_cache", "hub_upload"],
+    "huggingface_hub": ["hub_client", "hub_upload"],
     "click": ["cli."],
     "rich": ["cli.ui"],
     "prompt_toolkit": ["cli.chat_loop"],
