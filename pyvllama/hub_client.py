@@ -12,7 +12,18 @@ from typing import Any
 
 from pyvllama.errors import ModelNotFound
 
-__all__ = ["HUB", "LIBRARY", "Listing", "fetch", "hub_errors", "is_hub_id", "list_files", "scan_cache", "unreachable"]
+__all__ = [
+    "HUB",
+    "LIBRARY",
+    "Listing",
+    "fetch",
+    "hub_cache_path",
+    "hub_errors",
+    "is_hub_id",
+    "list_files",
+    "scan_cache",
+    "unreachable",
+]
 
 HUB = "https://huggingface.co"
 """Where pages for people are; the client itself asks HF_ENDPOINT."""
@@ -64,6 +75,13 @@ def list_files(repo_id: str, revision: str | None = None) -> Listing:
                 files = (f.file_path.relative_to(cached.snapshot_path).as_posix() for f in cached.files)
                 return Listing(cached.commit_hash, tuple(sorted(files)))
         raise huggingface_hub.errors.LocalEntryNotFoundError(f"{repo_id} is not in the cache")
+
+
+def hub_cache_path() -> Path:
+    """Where the client keeps what it downloads (HF_HUB_CACHE, HF_HOME)."""
+    from huggingface_hub import constants  # noqa: PLC0415
+
+    return Path(constants.HF_HUB_CACHE)
 
 
 def scan_cache() -> Any:

@@ -74,7 +74,7 @@ def model_card(
     Raises:
         ConfigError: an evaluation holds no figures.
     """
-    name = str(metadata.get("general.name") or repo_id.split("/")[1])
+    name = " ".join(str(metadata.get("general.name", "")).split()) or repo_id.split("/")[1]
     source = base_model or _hub_id(metadata.get("general.source.repo_url"))
     head = _head(metadata, source, quantized_by)
     lines = [

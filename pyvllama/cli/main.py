@@ -9,6 +9,7 @@ import click
 
 from pyvllama import __version__
 from pyvllama.cli import ui
+from pyvllama.cli.cache import cache
 from pyvllama.cli.convert import convert
 from pyvllama.cli.quantize import quantize
 from pyvllama.cli.list_models import list_models
@@ -75,6 +76,7 @@ main.add_command(pull)
 main.add_command(list_models)
 main.add_command(rm)
 main.add_command(push)
+main.add_command(cache)
 
 if __name__ == "__main__":
     main()

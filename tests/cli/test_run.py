@@ -173,9 +173,8 @@ def test_files_the_wrong_way_round(cli, pair):
     assert_refused(cli("run", pair.text, "--mmproj", pair.text, "Hi"), pair.text.name)
 
 
-def test_a_checkpoint_directory_says_how_to_convert_it(cli, tiny_checkpoint):
-    checkpoint = tiny_checkpoint("two_tiles")
-    assert_refused(cli("run", checkpoint, "Hi"), f"pyvllama convert {checkpoint} -o DIR")
+def test_a_type_for_what_is_converted_already(cli, pair):
+    assert_refused(cli("run", pair.text, "-q", "q8_0", "Hi"), "text_type = 'q8_0': .* is no checkpoint")
 
 
 @pytest.mark.parametrize("question", ["", "   ", "\n"])

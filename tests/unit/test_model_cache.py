@@ -171,7 +171,7 @@ def test_a_killed_process_holds_nobody_up_and_its_files_go(cache):
         b"[]",
         b'{"layout": 1}',
         b'{"layout": 99}',
-        b'{"layout": 1, "kind": 3, "source": "", "name": "", "fingerprint": "", "options": {}, "text": "", "mmproj": ""}',
+        b'{"layout": 1, "kind": 3, "source": "", "name": "", "fingerprint": "", "options": {}, "text": "x"}',
         b"\xff\xfe",
         b"[" * 60000,
     ],
