@@ -138,7 +138,8 @@ def select_mmproj(files: Iterable[str], mmproj_type: str | None = None, *, where
     Raises:
         ModelNotFound: there is none, or several that are nothing to choose between.
     """
-    found = sorted(name for name in files if _is_mmproj_name(name))
+    files = sorted(files)
+    found = [name for name in files if _is_mmproj_name(name)]
     near = found
     if text is not None:
         folders = PurePosixPath(text).parents  # nearest first
@@ -173,9 +174,11 @@ def _of_types(names: Sequence[str], types: Sequence[str], where: str) -> str | N
     return None
 
 
-def _listing(files: Iterable[str], where: str) -> str:
+def _listing(files: Sequence[str], where: str) -> str:
     names = [name for name in files if name.endswith(".gguf")]
     if not names:
-        return f"It holds no GGUF files at all; see {HUB}/{where}/tree/main"
+        weights = any(name.endswith(".safetensors") for name in files)
+        hint = f", but a checkpoint's weights: pyvllama convert {where} -o DIR" if weights else ""
+        return f"It holds no GGUF files at all{hint}; see {HUB}/{where}/tree/main"
     more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
     return f"It has {', '.join(names[:_MAX_LISTED])}{more}"

@@ -19,25 +19,24 @@ _HUB = "https://huggingface.co/"
 _TAGS = ("gguf", "mllama", "llama.cpp")
 _PIPELINE = "image-text-to-text"
 _DEFAULT_QUANT = "Q4_K_M"  # what `pull` takes where none is named
-_MAX_ROWS = 60
+_NO_EVALUATION = "this is no evaluation: give the output of `pyvllama eval --json`"
 
 _ROLES = {
     "model": "text model: every llama.cpp program loads it",
     "mmproj": "vision tower, projector and cross-attention layers",
     "imatrix": "importance matrix",
 }
-_MEASURES = {
-    "kl_divergence": "KL divergence",
-    "top1_agreement": "top-1 agreement",
-    "perplexity": "perplexity",
-    "n_tokens": "tokens compared",
-    "n_chats": "chats",
-    "n_images": "pictures",
-    "mean": "mean",
-    "median": "median",
-    "max": "largest",
-}
-"""Names in `pyvllama eval --json` -> words. Other names stand as they are."""
+_PARTS = (("pictures", "images"), ("text only", "texts"))
+_FIGURES = (
+    # column                  key of an evaluation's part, format
+    ("tokens", "n_tokens", "{:,.0f}"),
+    ("KL divergence", "kld_mean", "{:.4f}"),
+    ("median", "kld_median", "{:.4f}"),
+    ("99 %", "kld_p99", "{:.4f}"),
+    ("same top token", "same_top", "{:.2%}"),
+    ("perplexity ratio", "ppl_ratio", "{:.4f}"),
+)
+"""Of `pyvllama eval --json`: see `evaluation.Evaluation` and `divergence.Divergence`."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def model_card(
         version: of pyvllama, for the last line.
 
     Raises:
-        ConfigError: an evaluation holds no figures.
+        ConfigError: an evaluation is of another form.
     """
     name = " ".join(str(metadata.get("general.name", "")).split()) or repo_id.split("/")[1]
     source = base_model or _hub_id(metadata.get("general.source.repo_url"))
@@ -166,26 +165,38 @@ def _pull_name(repo_id: str, files: Sequence[CardFile]) -> str:
 def _measured(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
     if not evaluations:
         return ["## Measured", "", "Nothing: how far the answers are from those of the original weights is not known."]
-    lines = ["## Measured", "", "Against a reference pair, by `pyvllama eval`:"]
-    for evaluation in evaluations:
-        rows = list(_figures(evaluation))[:_MAX_ROWS]
-        if not rows:
-            raise ConfigError("an evaluation holds no figures: give the output of `pyvllama eval --json`")
-        named = [f"{key}: `{PurePath(evaluation[key]).name}`" for key in evaluation if _is_name(evaluation[key])]
-        lines += ["", *([", ".join(named), ""] if named else []), "| measure | value |", "| --- | ---: |"]
-        lines += [f"| {label} | {value} |" for label, value in rows]
-    return lines
+    references = dict.fromkeys(_names(e, "reference") for e in evaluations)
+    heads = ["model", "chats with", *(head for head, _, _ in _FIGURES)]
+    return [
+        "## Measured",
+        "",
+        f"By `pyvllama eval`, against {' and '.join(references)}: how far the probabilities of the answers' tokens are",
+        "from the reference's (Kullback-Leibler divergence in nats: mean, median, 99 % of the tokens are below), and",
+        "how often both find the same token likeliest.",
+        "",
+        f"| {' | '.join(heads)} |",
+        f"| --- | --- |{' ---: |' * len(_FIGURES)}",
+        *(f"| {' | '.join(row)} |" for e in evaluations for row in _rows(e)),
+    ]
 
 
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and value.endswith(".gguf")
+def _rows(evaluation: Mapping[str, Any]) -> Iterator[list[str]]:
+    """A row for chats with pictures, one for those without, as far as there were any."""
+    parts = [(label, part) for label, key in _PARTS if (part := evaluation.get(key)) is not None]
+    if not parts:
+        raise ConfigError(_NO_EVALUATION)
+    for label, part in parts:
+        values = [part.get(key) if isinstance(part, Mapping) else None for _, key, _ in _FIGURES]
+        if not all(isinstance(value, (int, float)) for value in values):
+            raise ConfigError(_NO_EVALUATION)
+        cells = (form.format(value) for (_, _, form), value in zip(_FIGURES, values, strict=True))
+        yield [_names(evaluation, "model"), label, *cells]
 
 
-def _figures(values: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
-    """All numbers in nested objects, with the names that lead to them."""
-    for key, value in values.items():
-        label = (*above, _MEASURES.get(key, str(key).replace("_", " ")))
-        if isinstance(value, Mapping) and len(above) < 4:
-            yield from _figures(value, label)
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield " ".join(label).replace("|", "/"), f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+def _names(evaluation: Mapping[str, Any], key: str) -> str:
+    """The files of a pair, without their folders."""
+    pair = evaluation.get(key)
+    names = [pair.get(kind) for kind in ("text", "mmproj")] if isinstance(pair, Mapping) else [None]
+    if not all(isinstance(name, str) for name in names):
+        raise ConfigError(_NO_EVALUATION)
+    return " + ".join(f"`{PurePath(name).name}`" for name in map(str, names))

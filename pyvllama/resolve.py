@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pyvllama.errors import ConfigError, ModelNotFound
 from pyvllama.file_names import is_text_name
@@ -20,6 +21,9 @@ from pyvllama.hub_models import parse_hub_name, pull, pull_mmproj
 from pyvllama.locate import as_path, is_checkpoint, locate
 from pyvllama.model_cache import Entry, ModelCache, Recipe, directory_fingerprint
 from pyvllama.types import Pair
+
+if TYPE_CHECKING:
+    from pyvllama.conversion.pipeline import ConversionPlan
 
 __all__ = ["DEFAULT_TEXT_TYPE", "OLLAMA_PREFIX", "is_model_name", "resolve"]
 
@@ -83,9 +87,9 @@ def resolve(
 
 def is_model_name(word: str) -> bool:
     """Whether a single word on the command line can only mean a model: a name of Ollama's, or of one in the cache."""
-    if word.startswith(OLLAMA_PREFIX):
-        return True
-    return not any(c.isspace() for c in word) and any(word in (e.id, e.recipe.title) for e in ModelCache().entries())
+    if any(c.isspace() for c in word):
+        return False
+    return word.startswith(OLLAMA_PREFIX) or any(word in (e.id, e.recipe.title) for e in ModelCache().entries())
 
 
 @dataclass(frozen=True)
@@ -134,8 +138,7 @@ class _Maker:
 
         def make(work: Path) -> Pair:
             self.note(f"Importing {OLLAMA_PREFIX}{model} into {self.cache.root}, once; nothing is quantized anew.")
-            pair: Pair = ollama.import_ollama(model, work, progress=self.progress)
-            return pair
+            return self._write(ollama.plan_import(model, work), work)
 
         return self.cache.provide(Recipe("ollama", model, title, digest), make, self.note)
 
@@ -144,8 +147,7 @@ class _Maker:
         return Recipe(kind, source, name, fingerprint, options)
 
     def _convert(self, recipe: Recipe, src: str) -> Pair:
-        from pyvllama.conversion.output import write_files  # noqa: PLC0415  not loaded by those who only chat
-        from pyvllama.conversion.pipeline import plan_conversion  # noqa: PLC0415
+        from pyvllama.conversion.pipeline import plan_conversion  # noqa: PLC0415  not loaded by those who only chat
 
         def make(work: Path) -> Pair:
             again = ", as it has changed" if self.cache.find(recipe) else ", once"
@@ -153,16 +155,21 @@ class _Maker:
             plan = plan_conversion(  # a download draws bars of its own
                 src, work, text_type=text, mmproj_type=mmproj, name=recipe.name
             )
-            for line in plan.notes:
-                self.note(line)
             self.note(
                 f"Converting {src} to {text.upper()} and {mmproj.upper()}{again}; "
                 f"it is kept in {self.cache.root / recipe.id}"
             )
-            write_files(plan.files, progress=self.progress)
-            return locate(work)
+            return self._write(plan, work)
 
         return self.cache.provide(recipe, make, self.note)
+
+    def _write(self, plan: ConversionPlan, work: Path) -> Pair:
+        from pyvllama.conversion.output import write_files  # noqa: PLC0415
+
+        for line in plan.notes:
+            self.note(line)
+        write_files(plan.files, progress=self.progress)
+        return locate(work)
 
 
 def _mmproj(mmproj: str | Path | None) -> Path | None:

@@ -11,10 +11,10 @@ from pyvllama import __version__
 from pyvllama.cli import ui
 from pyvllama.cli.cache import cache
 from pyvllama.cli.convert import convert
-from pyvllama.cli.quantize import quantize
 from pyvllama.cli.list_models import list_models
 from pyvllama.cli.pull import pull
 from pyvllama.cli.push import push
+from pyvllama.cli.quantize import quantize
 from pyvllama.cli.rm import rm
 from pyvllama.cli.run import run
 from pyvllama.cli.show import show

@@ -109,12 +109,13 @@ def test_what_the_hub_refuses(hub, push, models, environment, words):
 
 
 def test_a_dry_run_prints_the_card_and_asks_nobody(cli, models, tmp_path):
-    evaluation = {"kl_divergence": {"mean": 0.01234567, "max": 2.5}, "top1_agreement": 0.987, "n_tokens": 1234}
+    names = {"text": TEXT, "mmproj": MMPROJ}
+    figures = {"n_tokens": 10, "kld_mean": 0.5, "kld_median": 0.4, "kld_p99": 2, "same_top": 0.9, "ppl_ratio": 1.1}
+    evaluation = {"model": names, "reference": names, "images": figures, "texts": None}
     (tmp_path / "eval.json").write_text(json.dumps(evaluation))
     result = cli("push", models, REPO, "--dry-run", "--eval", tmp_path / "eval.json")
     assert result.exit_code == 0, result.output
-    for row in ("| KL divergence mean | 0.01235 |", "| top-1 agreement | 0.987 |", "| tokens compared | 1,234 |"):
-        assert row in result.stdout
+    assert "| pictures | 10 | 0.5000 | 0.4000 | 2.0000 | 90.00% | 1.1000 |" in result.stdout
     assert TEXT in result.stderr
     assert f"Made with pyvllama {pyvllama.__version__}." in result.stdout
 

@@ -119,6 +119,7 @@ def test_split_text():
     ("files", "quant", "mmproj_type", "words"),
     [
         ([], None, None, "no GGUF file of a text model in it. It holds no GGUF files at all; see https://"),
+        (["model.safetensors"], None, None, "but a checkpoint's weights: pyvllama convert user/repo -o DIR"),
         (["mmproj-a-F16.gguf"], None, None, "no GGUF file of a text model in it. It has mmproj-a-F16.gguf"),
         (["a-Q8_0.gguf"], None, None, "no mmproj-*.gguf in it"),
         (["a-Q8_0.gguf", "a-mmproj-F16.gguf"], None, None, "It has a-Q8_0.gguf, a-mmproj-F16.gguf"),

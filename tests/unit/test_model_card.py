@@ -13,6 +13,20 @@ FILES = [
     CardFile("Llama-3.2-11B-Vision-Instruct-Q8_0.gguf", 8_540_123_456, "model"),
     CardFile("mmproj-Llama-3.2-11B-Vision-Instruct-Q8_0.gguf", 2_345_000_000, "mmproj"),
 ]
+FIGURES = {
+    "n_tokens": 12345, "kld_mean": 0.0123456, "kld_error": 0.001, "kld_median": 0.002, "kld_p90": 0.03,
+    "kld_p99": 0.21, "kld_p99_9": 0.9, "kld_max": 1.5, "same_top": 0.97, "ppl": 3.2, "ppl_reference": 3.1,
+    "ppl_ratio": 1.03226, "log_p_diff": -0.03, "dp_mean": -0.001, "dp_rms": 0.04,
+}  # fmt: skip
+EVALUATION = {
+    "model": {"text": "/home/me/a-Q4_K_M.gguf", "mmproj": "/home/me/mmproj-a-Q8_0.gguf", "text_bytes": 1},
+    "reference": {"text": "a-BF16.gguf", "mmproj": "mmproj-a-BF16.gguf"},
+    "all": FIGURES,
+    "images": FIGURES,
+    "texts": {**FIGURES, "n_tokens": 99},
+    "n_image_chats": 3,
+    "n_text_chats": 1,
+}
 README = "---\nlicense: llama3.2\nlanguage: [en, no]\ntags: [meta]\n---\n"
 SOURCE = "meta-llama/Llama-3.2-11B-Vision-Instruct"
 
@@ -24,16 +38,8 @@ def metadata(**options):
 
 def test_the_whole_card():
     keys = metadata(repo_id=SOURCE, quantized_by="me")
-    evaluation = {
-        "model": "Llama-3.2-11B-Vision-Instruct-Q4_K_M.gguf",
-        "kl_divergence": {"mean": 0.0123456, "max": 1.5},
-        "top1_agreement": 0.97,
-        "n_tokens": 12345,
-        "made_together": True,
-        "comment": "words",
-    }
     assert (
-        model_card("me/Llama-Vision-GGUF", FILES, keys, evaluations=[evaluation], version="1.2.3")
+        model_card("me/Llama-Vision-GGUF", FILES, keys, evaluations=[EVALUATION], version="1.2.3")
         == """---
 base_model: meta-llama/Llama-3.2-11B-Vision-Instruct
 base_model_relation: quantized
@@ -75,16 +81,14 @@ pyvllama run me/Llama-Vision-GGUF:Q4_K_M -i photo.jpg "What is this?"
 
 ## Measured
 
-Against a reference pair, by `pyvllama eval`:
+By `pyvllama eval`, against `a-BF16.gguf` + `mmproj-a-BF16.gguf`: how far the probabilities of the answers' tokens are
+from the reference's (Kullback-Leibler divergence in nats: mean, median, 99 % of the tokens are below), and
+how often both find the same token likeliest.
 
-model: `Llama-3.2-11B-Vision-Instruct-Q4_K_M.gguf`
-
-| measure | value |
-| --- | ---: |
-| KL divergence mean | 0.01235 |
-| KL divergence largest | 1.5 |
-| top-1 agreement | 0.97 |
-| tokens compared | 12,345 |
+| model | chats with | tokens | KL divergence | median | 99 % | same top token | perplexity ratio |
+| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |
+| `a-Q4_K_M.gguf` + `mmproj-a-Q8_0.gguf` | pictures | 12,345 | 0.0123 | 0.0020 | 0.2100 | 97.00% | 1.0323 |
+| `a-Q4_K_M.gguf` + `mmproj-a-Q8_0.gguf` | text only | 99 | 0.0123 | 0.0020 | 0.2100 | 97.00% | 1.0323 |
 
 ## Not verified
 
@@ -142,13 +146,26 @@ def test_hostile_metadata_stays_inside_the_head():
     assert "evil" not in card
 
 
-def test_no_paths_of_the_evaluation():
-    card = model_card("me/x", FILES, {}, evaluations=[{"model": "/home/me/a.gguf", "kl": 0.5}], version="1")
-    assert "model: `a.gguf`" in card
+def test_several_evaluations_of_one_reference():
+    other = EVALUATION | {"model": {"text": "a-Q8_0.gguf", "mmproj": "m.gguf"}, "images": None}
+    card = model_card("me/x", FILES, {}, evaluations=[EVALUATION, other], version="1")
+    assert card.count("against `a-BF16.gguf` + `mmproj-a-BF16.gguf`:") == 1
+    rows = [line for line in card.splitlines() if line.startswith("| `a-")]
+    assert [line.split(" | ")[1] for line in rows] == ["pictures", "text only", "text only"]
     assert "/home" not in card
 
 
-@pytest.mark.parametrize("evaluation", [{}, {"a": "b"}, {"a": {"b": {"c": None}}}, {"a": True}])
-def test_an_evaluation_without_figures(evaluation):
-    with pytest.raises(ConfigError, match="no figures"):
-        model_card("me/x", FILES, {}, evaluations=[evaluation], version="1")
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"images": None, "texts": None},
+        {"images": []},
+        {"images": {"kld_mean": 1.0}},
+        {"texts": {**FIGURES, "same_top": "all"}},
+        {"model": "a.gguf"},
+        {"reference": {"text": 3}},
+    ],
+)
+def test_what_is_no_evaluation(change):
+    with pytest.raises(ConfigError, match="pyvllama eval --json"):
+        model_card("me/x", FILES, {}, evaluations=[EVALUATION | change], version="1")

@@ -176,8 +176,10 @@ def test_a_type_and_a_quant(monkeypatch):
 
 
 @pytest.fixture
-def ollama(monkeypatch, tmp_path):
+def ollama(monkeypatch, tmp_path, checkpoint):
     """A stand-in for the import: a manifest, and what was asked of it."""
+    from pyvllama.conversion.pipeline import plan_conversion
+
     manifest = tmp_path / "manifest"
     manifest.write_text("one")
     state = SimpleNamespace(manifest=manifest, imported=[])
@@ -192,16 +194,13 @@ def ollama(monkeypatch, tmp_path):
             raise ModelNotFound(f"no model {name}")
         return SimpleNamespace(path=manifest)
 
-    def import_ollama(name, out_dir, *, progress=None):
+    def plan_import(name, out_dir):
         state.imported.append(name)
-        pair = Pair(out_dir / "llama3.2-vision-Q4_K_M.gguf", out_dir / "mmproj-llama3.2-vision-Q8_0.gguf")
-        shutil.copy(pocket_pair().text, pair.text)
-        shutil.copy(pocket_pair().mmproj, pair.mmproj)
-        return pair
+        return plan_conversion(checkpoint, out_dir, text_type="f32", name="llama3.2-vision")
 
     for name, members in (
         ("ollama_store", {"ModelName": ModelName, "find_model": find_model}),
-        ("ollama", {"import_ollama": import_ollama}),
+        ("ollama", {"plan_import": plan_import}),
     ):
         module = ModuleType(f"pyvllama.conversion.{name}")
         module.__dict__.update(members)
@@ -227,5 +226,5 @@ def test_ollama_is_imported_once(cache, ollama, notes):
 
 
 def test_what_is_no_name_of_a_model():
-    for word in ("Hello", "", "What is this?", "x" * 5000, "a\0b"):
+    for word in ("Hello", "ollama: what is it?", "", "What is this?", "x" * 5000, "a\0b"):
         assert not is_model_name(word)
