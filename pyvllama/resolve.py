@@ -126,21 +126,20 @@ class _Maker:
     def from_ollama(self, name: str) -> Pair:
         ollama, store = (import_module(f"pyvllama.conversion.{module}") for module in ("ollama", "ollama_store"))
         model = str(store.ModelName.parse(name.removeprefix(OLLAMA_PREFIX)))
-        title = model.removesuffix(":latest")
-        made = self.cache.find(Recipe("ollama", model, title, ""))
         try:
-            manifest: Path = store.find_model(model).path
-            digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
-        except ModelNotFound:  # no longer in Ollama's store
-            if made is None:
-                raise
-            return self.cache.use(made)
+            manifest = store.find_model(model)
+        except ModelNotFound:
+            if made := self.cache.find(_ollama_recipe(model, "")):  # no longer in Ollama's store
+                return self.cache.use(made)
+            raise
+        model = str(manifest.name)  # as Ollama spells it: names are equal in any case
+        digest = hashlib.sha256(manifest.path.read_bytes()).hexdigest()
 
         def make(work: Path) -> Pair:
             self.note(f"Importing {OLLAMA_PREFIX}{model} into {self.cache.root}, once; nothing is quantized anew.")
             return self._write(ollama.plan_import(model, work), work)
 
-        return self.cache.provide(Recipe("ollama", model, title, digest), make, self.note)
+        return self.cache.provide(_ollama_recipe(model, digest), make, self.note)
 
     def _recipe(self, kind: str, source: str, name: str, fingerprint: str) -> Recipe:
         options = {"text_type": (self.text_type or DEFAULT_TEXT_TYPE).lower(), "mmproj_type": _MMPROJ_TYPE}
@@ -170,6 +169,10 @@ class _Maker:
             self.note(line)
         write_files(plan.files, progress=self.progress)
         return locate(work)
+
+
+def _ollama_recipe(model: str, digest: str) -> Recipe:
+    return Recipe("ollama", model, model.removesuffix(":latest"), digest)
 
 
 def _mmproj(mmproj: str | Path | None) -> Path | None:

@@ -192,7 +192,7 @@ def ollama(monkeypatch, tmp_path, checkpoint):
     def find_model(name):
         if not manifest.exists():
             raise ModelNotFound(f"no model {name}")
-        return SimpleNamespace(path=manifest)
+        return SimpleNamespace(path=manifest, name=name.lower())
 
     def plan_import(name, out_dir):
         state.imported.append(name)
@@ -210,7 +210,7 @@ def ollama(monkeypatch, tmp_path, checkpoint):
 
 def test_ollama_is_imported_once(cache, ollama, notes):
     pair = resolve("ollama:llama3.2-vision", note=notes.append)
-    assert resolve("ollama:llama3.2-vision:latest", note=notes.append) == pair
+    assert resolve("ollama:Llama3.2-Vision:latest", note=notes.append) == pair
     assert ollama.imported == ["llama3.2-vision:latest"]
     assert len(notes) == 1
     assert is_model_name("ollama:anything")
