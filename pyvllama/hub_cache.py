@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyvllama.errors import ConfigError, ModelNotFound, VllamaError
-from pyvllama.file_names import is_text_name, parse_file_name, shards_of
+from pyvllama.errors import ConfigError, VllamaError
+from pyvllama.file_names import MMPROJ_PREFIX, is_text_name, parse_file_name, shards_of
 from pyvllama.hub_client import scan_cache
 from pyvllama.hub_models import check_mmproj, select_mmproj
 from pyvllama.types import Pair
 
-__all__ = ["HubPair", "Removal", "hub_pairs", "plan_removal"]
+__all__ = ["HubPair", "hub_pairs", "remove_pairs"]
 
 
 @dataclass(frozen=True)
@@ -34,27 +34,6 @@ class HubPair:
     """When one of the files was last read, in seconds since 1970, as far as the file system remembers."""
 
 
-@dataclass(frozen=True)
-class Removal:
-    """What will be deleted; `execute` does it."""
-
-    files: tuple[Path, ...]
-    n_bytes: int
-    """That will be free then: what other revisions share is kept."""
-    strategy: Any
-
-    def execute(self) -> None:
-        """Delete.
-
-        Raises:
-            ConfigError: a file cannot be deleted.
-        """
-        try:
-            self.strategy.execute()
-        except OSError as e:
-            raise ConfigError(f"the Hub's cache cannot be written: {e}") from e
-
-
 def hub_pairs() -> list[HubPair]:
     """All pairs of ours (clip.projector_type = mllama) in the cache, whole ones only, the one used last first."""
     scanned = scan_cache()
@@ -63,43 +42,53 @@ def hub_pairs() -> list[HubPair]:
     return sorted(found, key=lambda p: p.used, reverse=True)
 
 
-def plan_removal(pairs: Sequence[HubPair]) -> Removal:
-    """What deleting these pairs means: text files, and each mmproj that no other text model of ours needs.
+def remove_pairs(pairs: Sequence[HubPair]) -> int:
+    """Delete text files, and the mmprojs that no other text file beside them needs.
 
-    A revision that holds nothing else goes as a whole.
+    A revision that holds nothing else goes as a whole. Blobs that other revisions share are kept.
+
+    Returns:
+        Bytes that are free now.
+
+    Raises:
+        ConfigError: a file cannot be deleted.
     """
-    scanned = scan_cache()
-    if scanned is None:
-        raise ModelNotFound("there is no cache of the Hub")
-    needed = {p.pair.mmproj for p in hub_pairs() if p not in pairs}
-    paths = {path for p in pairs for path in _text_files(p.pair.text)} | ({p.pair.mmproj for p in pairs} - needed)
-    strategies, whole, single = [], [], []
-    for revision in (r for repo in scanned.repos for r in repo.revisions):
-        files = [f for f in revision.files if f.file_path in paths]
-        if files and len(files) == len(revision.files):
-            whole.append(revision.commit_hash)
-        else:
-            single += files
+    doomed = {path for pair in pairs for path in _files_of(pair.pair)}
+    kept = [p.pair for p in hub_pairs() if p.pair.text not in doomed]
+    doomed -= {pair.mmproj for pair in kept}
+    n_bytes = 0
+    for whole in (True, False):  # one after the other, as the client plans with what it has seen
+        scanned = scan_cache()
+        if (strategy := _strategy(scanned, doomed, whole=whole)) is not None:
+            n_bytes += strategy.expected_freed_size
+            try:
+                strategy.execute()
+            except OSError as e:
+                raise ConfigError(f"the Hub's cache cannot be written: {e}") from e
+    return n_bytes
+
+
+def _strategy(scanned: Any, doomed: set[Path], *, whole: bool) -> Any:
+    """The client's plan to delete the revisions that hold nothing but these files, or the files of the others."""
+    revisions = [r for repo in getattr(scanned, "repos", ()) for r in repo.revisions]
     if whole:
-        strategies.append(scanned.delete_revisions(*whole))
-    if single:
-        if not hasattr(scanned, "delete_files"):
-            raise ConfigError(
-                "this version of huggingface_hub deletes whole revisions only, and others need files of this one: "
-                "upgrade it (pip install -U huggingface_hub), or delete with `hf cache`"
-            )
-        strategies.append(scanned.delete_files(*single))
-    n_bytes = sum(s.expected_freed_size for s in strategies)
-    return Removal(tuple(sorted(paths)), n_bytes, _All(strategies))
+        hashes = [r.commit_hash for r in revisions if r.files and all(f.file_path in doomed for f in r.files)]
+        return scanned.delete_revisions(*hashes) if hashes else None
+    files = [f for r in revisions for f in r.files if f.file_path in doomed]
+    if files and not hasattr(scanned, "delete_files"):
+        raise ConfigError(
+            "this version of huggingface_hub deletes whole revisions only, and there are other files in this one: "
+            "upgrade it (pip install -U huggingface_hub), or delete with `hf cache`"
+        )
+    return scanned.delete_files(*files) if files else None
 
 
-@dataclass(frozen=True)
-class _All:
-    strategies: list[Any]
-
-    def execute(self) -> None:
-        for strategy in self.strategies:
-            strategy.execute()
+def _files_of(pair: Pair) -> set[Path]:
+    """All files that go with a pair: its text, and every mmproj in reach if no other text model is there."""
+    there = [p for p in pair.text.parent.iterdir() if p.name.endswith(".gguf")]
+    text = {pair.text.parent / name for name in shards_of(pair.text.name, (p.name for p in there))}
+    alone = not any(is_text_name(p) for p in there if p not in text)
+    return text | {pair.mmproj} | ({p for p in there if p.name.startswith(MMPROJ_PREFIX)} if alone else set())
 
 
 def _pairs_in(repo_id: str, revision: Any) -> list[HubPair]:
@@ -129,8 +118,3 @@ def _pairs_in(repo_id: str, revision: Any) -> list[HubPair]:
             )
         )
     return pairs
-
-
-def _text_files(text: Path) -> list[Path]:
-    names = shards_of(text.name, (p.name for p in text.parent.iterdir()))
-    return [text.parent / name for name in names]

@@ -10,7 +10,7 @@ from typing import Any
 
 from pyvllama.errors import ModelNotFound
 from pyvllama.file_names import parse_file_name
-from pyvllama.hub_cache import HubPair, hub_pairs, plan_removal
+from pyvllama.hub_cache import HubPair, hub_pairs, remove_pairs
 from pyvllama.model_cache import Entry, ModelCache
 from pyvllama.types import Pair
 
@@ -93,9 +93,7 @@ def remove_items(items: Sequence[Item]) -> int:
     """
     n_bytes = 0
     if pairs := [pair for item in items if isinstance(item.kept_in, tuple) for pair in item.kept_in]:
-        removal = plan_removal(pairs)
-        removal.execute()
-        n_bytes += removal.n_bytes
+        n_bytes += remove_pairs(pairs)
     for item in items:
         if isinstance(item.kept_in, Entry):
             ModelCache(item.kept_in.folder.parent).remove(item.kept_in)

@@ -10,7 +10,6 @@ import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +22,7 @@ from pyvllama.model_cache import Entry, ModelCache, Recipe, directory_fingerprin
 from pyvllama.types import Pair
 
 if TYPE_CHECKING:
-    from pyvllama.conversion.pipeline import ConversionPlan
+    from pyvllama.conversion.conversion_plan import ConversionPlan
 
 __all__ = ["DEFAULT_TEXT_TYPE", "OLLAMA_PREFIX", "is_model_name", "resolve"]
 
@@ -124,10 +123,12 @@ class _Maker:
         return self._convert(recipe, repo_id)
 
     def from_ollama(self, name: str) -> Pair:
-        ollama, store = (import_module(f"pyvllama.conversion.{module}") for module in ("ollama", "ollama_store"))
-        model = str(store.ModelName.parse(name.removeprefix(OLLAMA_PREFIX)))
+        from pyvllama.conversion.ollama import plan_import  # noqa: PLC0415  not loaded by those who only chat
+        from pyvllama.conversion.ollama_store import ModelName, find_model  # noqa: PLC0415
+
+        model = str(ModelName.parse(name.removeprefix(OLLAMA_PREFIX)))
         try:
-            manifest = store.find_model(model)
+            manifest = find_model(model)
         except ModelNotFound:
             if made := self.cache.find(_ollama_recipe(model, "")):  # no longer in Ollama's store
                 return self.cache.use(made)
@@ -137,7 +138,7 @@ class _Maker:
 
         def make(work: Path) -> Pair:
             self.note(f"Importing {OLLAMA_PREFIX}{model} into {self.cache.root}, once; nothing is quantized anew.")
-            return self._write(ollama.plan_import(model, work), work)
+            return self._write(plan_import(model, work))
 
         return self.cache.provide(_ollama_recipe(model, digest), make, self.note)
 
@@ -158,17 +159,17 @@ class _Maker:
                 f"Converting {src} to {text.upper()} and {mmproj.upper()}{again}; "
                 f"it is kept in {self.cache.root / recipe.id}"
             )
-            return self._write(plan, work)
+            return self._write(plan)
 
         return self.cache.provide(recipe, make, self.note)
 
-    def _write(self, plan: ConversionPlan, work: Path) -> Pair:
+    def _write(self, plan: ConversionPlan) -> Pair:
         from pyvllama.conversion.output import write_files  # noqa: PLC0415
 
         for line in plan.notes:
             self.note(line)
         write_files(plan.files, progress=self.progress)
-        return locate(work)
+        return Pair(plan.text[0].path, plan.mmproj.path)
 
 
 def _ollama_recipe(model: str, digest: str) -> Recipe:

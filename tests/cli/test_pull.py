@@ -99,6 +99,14 @@ def test_removing_one_type_leaves_the_other_and_its_mmproj(run, repo, tmp_path):
     assert not list((tmp_path / "hf").rglob("*.gguf"))
 
 
+def test_nothing_is_left_of_a_model_with_several_mmprojs(run, repo, tmp_path):
+    shutil.copy(repo / MMPROJ, repo / MMPROJ.replace("Q8_0", "F16"))
+    assert run("pull", REPO).returncode == 0
+    assert run("pull", REPO, "--mmproj-type", "f16").returncode == 0
+    assert run("rm", REPO, "--yes").returncode == 0
+    assert not list((tmp_path / "hf").rglob("*.gguf"))
+
+
 def test_all_parts_of_a_split_model(hub, run, repo):
     """Names alone count here: the parts are no real files."""
     (repo / TEXT).unlink()

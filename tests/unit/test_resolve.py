@@ -1,9 +1,8 @@
 """All that a user may call a model, and what is done for each kind of name."""
 
 import shutil
-import sys
-from types import ModuleType, SimpleNamespace
 
+import ollama_store
 import pytest
 
 import pyvllama
@@ -176,50 +175,34 @@ def test_a_type_and_a_quant(monkeypatch):
 
 
 @pytest.fixture
-def ollama(monkeypatch, tmp_path, checkpoint):
-    """A stand-in for the import: a manifest, and what was asked of it."""
-    from pyvllama.conversion.pipeline import plan_conversion
-
-    manifest = tmp_path / "manifest"
-    manifest.write_text("one")
-    state = SimpleNamespace(manifest=manifest, imported=[])
-
-    class ModelName(str):
-        @classmethod
-        def parse(cls, text):
-            return cls(text if ":" in text else f"{text}:latest")
-
-    def find_model(name):
-        if not manifest.exists():
-            raise ModelNotFound(f"no model {name}")
-        return SimpleNamespace(path=manifest, name=name.lower())
-
-    def plan_import(name, out_dir):
-        state.imported.append(name)
-        return plan_conversion(checkpoint, out_dir, text_type="f32", name="llama3.2-vision")
-
-    for name, members in (
-        ("ollama_store", {"ModelName": ModelName, "find_model": find_model}),
-        ("ollama", {"plan_import": plan_import}),
-    ):
-        module = ModuleType(f"pyvllama.conversion.{name}")
-        module.__dict__.update(members)
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-    return state
+def store(monkeypatch, tmp_path, tiny_checkpoint, tiny_pair):
+    """A store of Ollama's with one model."""
+    store = ollama_store.Store(tmp_path / "ollama")
+    pair = tiny_pair("small", "q8_0", "f16")
+    store.add_model(ollama_store.build(tiny_checkpoint("small"), pair, "G3"), "llama3.2-vision:latest")
+    monkeypatch.setenv("OLLAMA_MODELS", str(store.path))
+    return store
 
 
-def test_ollama_is_imported_once(cache, ollama, notes):
+def test_ollama_is_imported_once(cache, store, notes):
     pair = resolve("ollama:llama3.2-vision", note=notes.append)
+    assert pair.text.is_relative_to(cache.root)
+    assert any(line.startswith("Importing ollama:llama3.2-vision:latest into ") for line in notes)
+    assert any("interleaved" in line for line in notes)  # what is not certain is said
+    notes.clear()
     assert resolve("ollama:Llama3.2-Vision:latest", note=notes.append) == pair
-    assert ollama.imported == ["llama3.2-vision:latest"]
-    assert len(notes) == 1
+    assert (notes, len(cache.entries())) == ([], 1)
     assert is_model_name("ollama:anything")
-    ollama.manifest.write_text("two")  # pulled again
+    with pyvllama.load("ollama:llama3.2-vision") as llm:
+        assert llm.logits([{"role": "user", "content": "Hi"}]).size > 0
+
+    manifest = store.manifest_path()
+    manifest.write_text(manifest.read_text() + " ")  # pulled again
     resolve("ollama:llama3.2-vision", note=notes.append)
-    assert len(ollama.imported) == 2
-    ollama.manifest.unlink()  # Ollama is gone, what was imported is not
-    assert resolve("ollama:llama3.2-vision") == pair
-    with pytest.raises(ModelNotFound, match="no model other"):
+    assert any(line.startswith("Importing") for line in notes)
+    shutil.rmtree(store.path)  # Ollama is gone, what was imported is not
+    assert resolve("ollama:llama3.2-vision").text.is_file()
+    with pytest.raises(ModelNotFound, match="other"):
         resolve("ollama:other")
     with pytest.raises(ConfigError, match="text_type"):
         resolve("ollama:llama3.2-vision", text_type="q8_0")
