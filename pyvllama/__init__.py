@@ -30,7 +30,7 @@ from pyvllama.llm import LLM, load
 from pyvllama.types import Pair, SamplingParams
 
 if TYPE_CHECKING:
-    from pyvllama.conversion import convert, quantize
+    from pyvllama.conversion import convert, export, quantize
 
 __version__ = "0.1.0"
 
@@ -53,12 +53,13 @@ __all__ = [
     "__version__",
     "convert",
     "errors",
+    "export",
     "load",
     "quantize",
 ]
 
 
-_LAZY = {"convert": "pyvllama.conversion", "quantize": "pyvllama.conversion"}
+_LAZY = {"convert": "pyvllama.conversion", "export": "pyvllama.conversion", "quantize": "pyvllama.conversion"}
 """Not loaded by those who only chat."""
 
 

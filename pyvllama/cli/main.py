@@ -11,6 +11,7 @@ from pyvllama import __version__
 from pyvllama.cli import ui
 from pyvllama.cli.cache import cache
 from pyvllama.cli.convert import convert
+from pyvllama.cli.export import export
 from pyvllama.cli.list_models import list_models
 from pyvllama.cli.pull import pull
 from pyvllama.cli.push import push
@@ -71,6 +72,7 @@ def main(verbose: bool) -> None:
 main.add_command(run)
 main.add_command(convert)
 main.add_command(quantize)
+main.add_command(export)
 main.add_command(show)
 main.add_command(pull)
 main.add_command(list_models)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from pyvllama.config import MllamaConfig, PreprocessorConfig
 from pyvllama.conversion.policy import FileType
 from pyvllama.conversion.vocab import Vocabulary
 from pyvllama.fields import Fields
 
-__all__ = ["FORMAT_VERSION", "mmproj_metadata", "size_label", "text_metadata"]
+__all__ = ["FORMAT_VERSION", "SAMPLING_KEYS", "mmproj_metadata", "shortest_decimal", "size_label", "text_metadata"]
 
 FORMAT_VERSION = 1
 """Of the mmproj's `clip.mllama.*` keys and tensors."""
@@ -19,7 +21,7 @@ _QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
 
 Keys = dict[str, tuple[str, Any]]
 
-_SAMPLING = (
+SAMPLING_KEYS = (
     # generation_config.json  key                                GGUF type
     ("temperature", "general.sampling.temp", "f32"),
     ("top_k", "general.sampling.top_k", "i32"),
@@ -27,6 +29,7 @@ _SAMPLING = (
     ("min_p", "general.sampling.min_p", "f32"),
     ("repetition_penalty", "general.sampling.penalty_repeat", "f32"),
 )
+"""The sampling defaults of generation_config.json, and the text file's keys for them."""
 
 
 def text_metadata(
@@ -100,6 +103,11 @@ def mmproj_metadata(
     }
 
 
+def shortest_decimal(value: float) -> float:
+    """The number that somebody has written of which an f32 key holds the nearest: 1e-05, not 9.999999747378752e-06."""
+    return float(str(np.float32(value)))
+
+
 def size_label(n_params: int) -> str:
     """A number of parameters as file names say it: 8.0B, 12.7M, 260K."""
     for unit, label in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
@@ -124,7 +132,7 @@ def _sampling(generation: Mapping[str, Any]) -> Keys:
     given = Fields(generation, "generation_config.json")
     keys: Keys = {
         key: (kind, given.whole(source) if kind == "i32" else given.number(source))
-        for source, key, kind in _SAMPLING
+        for source, key, kind in SAMPLING_KEYS
         if generation.get(source) is not None
     }
     if generation.get("do_sample") is False:

@@ -23,7 +23,17 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["OutputFile", "OutputTensor", "Progress", "check_existing", "work_directory", "write_files"]
+__all__ = [
+    "Meter",
+    "OutputFile",
+    "OutputTensor",
+    "Progress",
+    "check_existing",
+    "make_directory",
+    "n_cores",
+    "work_directory",
+    "write_files",
+]
 
 Progress = Callable[[int, int, str], "bool | None"]
 """Called with (bytes done, bytes in all, what is being done); returning False stops the work."""
@@ -88,17 +98,14 @@ def write_files(
     paths = [file.path for file in files]
     out_dir = paths[0].parent
     check_existing(paths, overwrite=overwrite)
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise ConfigError(f"{out_dir} cannot be made: {e.strerror or e}") from e
+    make_directory(out_dir)
     total = sum(file.n_bytes for file in files)
-    meter = _Meter(progress, total)
+    meter = Meter(progress, total)
     with work_directory(out_dir, total) as work:
         for file in files:
             specs = [t.spec for t in file.tensors]
             temporary = work / file.path.name
-            checksums = write_gguf(temporary, file.metadata, specs, _data(file, n_threads or _n_cores(), meter))
+            checksums = write_gguf(temporary, file.metadata, specs, _data(file, n_threads or n_cores(), meter))
             meter.check(f"verifying {file.path.name}")
             verify_gguf(temporary, file.metadata, specs, checksums)
         publish({work / path.name: path for path in paths})
@@ -113,6 +120,18 @@ def check_existing(paths: Sequence[Path], *, overwrite: bool) -> None:
     """
     if not overwrite and (existing := [str(p) for p in paths if p.exists()]):
         raise ConfigError(f"{' and '.join(existing)} exists already; ask for overwriting, or choose another directory")
+
+
+def make_directory(out_dir: Path) -> None:
+    """Make a directory for results, if there is none.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ConfigError(f"{out_dir} cannot be made: {e.strerror or e}") from e
 
 
 @contextlib.contextmanager
@@ -169,18 +188,18 @@ def _remove_abandoned(out_dir: Path) -> None:
                 shutil.rmtree(work)
 
 
-def _data(file: OutputFile, n_threads: int, meter: _Meter) -> Iterator[tuple[str, Iterator[NDArray[Any]]]]:
+def _data(file: OutputFile, n_threads: int, meter: Meter) -> Iterator[tuple[str, Iterator[NDArray[Any]]]]:
     for t in file.tensors:
         yield t.spec.name, _metered(t, n_threads, meter)
 
 
-def _metered(t: OutputTensor, n_threads: int, meter: _Meter) -> Iterator[NDArray[Any]]:
+def _metered(t: OutputTensor, n_threads: int, meter: Meter) -> Iterator[NDArray[Any]]:
     for data in t.slices(n_threads):
         yield data
         meter.add(data.nbytes, t.spec.name)
 
 
-class _Meter:
+class Meter:
     """Adds up the bytes written, tells the caller, and stops when he says so."""
 
     def __init__(self, progress: Progress | None, total: int) -> None:
@@ -189,13 +208,20 @@ class _Meter:
         self.done = 0
 
     def add(self, n_bytes: int, what: str) -> None:
+        """So many bytes more are written, of the tensor `what`."""
         self.done += n_bytes
         self.check(what)
 
     def check(self, what: str) -> None:
+        """Tell where the work is.
+
+        Raises:
+            Cancelled: the caller says that it shall stop.
+        """
         if self.progress is not None and self.progress(self.done, self.total, what) is False:
             raise Cancelled(f"the work was stopped at {what}; nothing was kept")
 
 
-def _n_cores() -> int:
+def n_cores() -> int:
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

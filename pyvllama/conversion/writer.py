@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pyvllama.errors import ConfigError, FormatError
 from pyvllama.gguf_file import GGML_TYPES, GGUFFile, row_bytes
 
-__all__ = ["Metadata", "TensorSpec", "publish", "verify_gguf", "write_gguf"]
+__all__ = ["Metadata", "TensorSpec", "file_crc", "publish", "verify_gguf", "write_gguf", "writing"]
 
 Metadata = Mapping[str, tuple[str, Any]]
 """Key -> (type, value); types are u8 to u64, i8 to i64, f32, f64, bool, str, and with [] behind them arrays."""
@@ -88,7 +88,7 @@ def write_gguf(
     for t in tensors:
         number = gguf.GGMLQuantizationType(GGML_TYPES[t.type].number)
         writer.add_tensor_info(t.name, t.shape, np.dtype(np.float32), t.n_bytes, raw_dtype=number)
-    with _writing(path):
+    with writing(path):
         try:
             writer.write_header_to_file(path)
             writer.write_kv_data_to_file()
@@ -137,7 +137,7 @@ def verify_gguf(path: Path, metadata: Metadata, tensors: Sequence[TensorSpec], c
         raise FormatError(f"{path}: {len(file.metadata)} keys read back, {len(metadata)} written")
     with path.open("rb") as f:
         for t in file.tensors.values():
-            if _crc(f, t.offset, t.n_bytes) != checksums[t.name]:
+            if file_crc(f, t.offset, t.n_bytes) != checksums[t.name]:
                 raise FormatError(f"{path}: tensor {t.name} read back is not what was written: is the disk failing?")
 
 
@@ -147,7 +147,8 @@ def _same(kind: str, written: Any, read: Any) -> bool:
     return bool(list(written) == read if kind.endswith("[]") else written == read)
 
 
-def _crc(f: BinaryIO, offset: int, n_bytes: int) -> int:
+def file_crc(f: BinaryIO, offset: int, n_bytes: int) -> int:
+    """CRC-32 of a part of an open file."""
     f.seek(offset)
     crc = 0
     while n_bytes > 0:
@@ -170,7 +171,7 @@ def publish(files: Mapping[Path, Path]) -> None:
     done: list[Path] = []
     existed = {final for final in files.values() if final.exists()}
     for temporary, final in files.items():
-        with _writing(final):
+        with writing(final):
             try:
                 temporary.replace(final)
                 done.append(final)
@@ -193,7 +194,8 @@ def _sync_directory(directory: Path) -> None:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """What fails of the system's while a file is written, as a ConfigError that names the file."""
     try:
         yield
     except OSError as e:
