@@ -215,4 +215,8 @@ def preprocessor_json(mmproj: GGUFFile) -> dict[str, Any]:
 
 def _written(values: Triple, usual: Triple) -> list[float]:
     """The usual numbers where the file's are those in float32."""
-    return list(usual) if np.array_equal(np.float32(values), np.float32(usual)) else [*map(shortest_decimal, values)]
+    return (
+        list(usual)
+        if np.array_equal(np.asarray(values, np.float32), np.asarray(usual, np.float32))
+        else [*map(shortest_decimal, values)]
+    )

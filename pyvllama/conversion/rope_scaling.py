@@ -40,12 +40,16 @@ def find_rope_scaling(text: TextConfig, factors: NDArray[np.float32]) -> Llama3R
     candidates = [
         Llama3Rope(factor, _LOW_FREQ_FACTOR, _HIGH_FREQ_FACTOR, length)
         for length in _ORIGINAL_LENGTHS
-        for factor in dict.fromkeys((shortest_decimal(factors.max()), *_FACTORS))
+        for factor in dict.fromkeys((*_FACTORS, shortest_decimal(factors.max())))
     ]
+    errors = [_error(replace(text, rope_scaling=candidate), factors) for candidate in candidates]
+    for limit in (0.0, _TOLERANCE):
+        for candidate, error in zip(candidates, errors, strict=True):
+            if error <= limit:
+                return candidate
+    return None
 
-    def error(candidate: Llama3Rope) -> float:
-        computed = rope_factors(replace(text, rope_scaling=candidate))
-        return np.inf if computed is None else float(np.abs(computed / factors - 1).max())
 
-    best = min(candidates, key=error)
-    return best if error(best) <= _TOLERANCE else None
+def _error(text: TextConfig, factors: NDArray[np.float32]) -> float:
+    computed = rope_factors(text)
+    return np.inf if computed is None else float(np.abs(computed / factors - 1).max())
