@@ -33,8 +33,8 @@ _VALUES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ("llama.rope.freq_base", "a positive number", _is_positive),
     ("llama.rope.scaling.factor", "a positive number", _is_positive),
     ("llama.rope.scaling.type", "none, linear, yarn or longrope", ("none", "linear", "yarn", "longrope").__contains__),
-    ("llama.expert_count", "0: this is no Llama 3", (0).__eq__),
-    ("tokenizer.ggml.model", "'gpt2', Llama 3's kind of vocabulary", "gpt2".__eq__),
+    ("llama.expert_count", "0: this is no Llama 3", (0,).__contains__),
+    ("tokenizer.ggml.model", "'gpt2', Llama 3's kind of vocabulary", ("gpt2",).__contains__),
 )
 
 

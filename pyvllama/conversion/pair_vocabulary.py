@@ -110,12 +110,13 @@ def _ends(tokens: list[str], types: list[int], ids: Mapping[str, int]) -> tuple[
 
 def _chat_templates(text: GGUFFile, mmproj: GGUFFile, image_token: int) -> dict[str, str]:
     """The text file's; the mmproj's where the text file's knows no images, as in `model.Model`."""
-    own = text.metadata.get(_TEMPLATE, "")
-    brought = mmproj.metadata.get("clip.mllama.chat_template", "")
+    own, brought = text.metadata.get(_TEMPLATE), mmproj.metadata.get("clip.mllama.chat_template")
+    if not isinstance(brought, str):
+        brought = None
     if not own or (brought and image_token >= len(text.metadata["tokenizer.ggml.tokens"])):
         return {"default": brought} if brought else {}
-    names = text.metadata.get("tokenizer.chat_templates", [])
-    named = {name: text.metadata.get(f"{_TEMPLATE}.{name}") for name in names}
+    names = text.metadata.get("tokenizer.chat_templates")
+    named = {name: text.metadata.get(f"{_TEMPLATE}.{name}") for name in (names if isinstance(names, list) else ())}
     return {"default": own, **{name: source for name, source in named.items() if isinstance(source, str)}}
 
 

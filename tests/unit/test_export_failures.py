@@ -1,6 +1,7 @@
 """Exports that are refused or fail: each with a named error, and none leaves anything behind. And grafts."""
 
 import contextlib
+import dataclasses
 import errno
 import json
 import os
@@ -308,6 +309,31 @@ def test_mmprojs_that_make_no_checkpoint(evil, pair, tmp_path):
     mmproj = changed(pair.mmproj, tmp_path, change)
     with leaves_nothing(tmp_path / "out", FormatError, match=message):
         export(pair.text, tmp_path / "out", mmproj=mmproj)
+
+
+ODD_VALUES = ((gguf_bytes.U32, struct.pack("<I", 0)), (gguf_bytes.F32, struct.pack("<f", np.nan)),
+              (gguf_bytes.STRING, gguf_bytes.string("x")), (gguf_bytes.ARRAY, gguf_bytes.array(gguf_bytes.I32, [])),
+              (gguf_bytes.ARRAY, gguf_bytes.array(gguf_bytes.I32, [struct.pack("<i", -7)])),
+              (gguf_bytes.ARRAY, strings("y")))  # fmt: skip
+
+
+@pytest.mark.parametrize("side", ["text", "mmproj"])
+def test_no_key_can_do_more_than_be_refused(side, pair, tmp_path):
+    """Every key gone, or with a value of any other kind: an error of ours, or a checkpoint."""
+    path = tmp_path / f"{side}.gguf"
+    original = gguf_bytes.read(getattr(pair, side))
+    files = {"text": pair.text, "mmproj": pair.mmproj} | {side: path}
+    refused = 0
+    for key in list(original.keys):
+        for value in (None, *ODD_VALUES):
+            others = [k for k in original.keys if k.name != key.name]
+            added = [] if value is None else [gguf_bytes.Key(key.name, *value)]
+            path.write_bytes(dataclasses.replace(original, keys=[*others, *added]).to_bytes())
+            try:
+                checkpoint_export.plan_export(files["text"], mmproj=files["mmproj"])
+            except FormatError:
+                refused += 1
+    assert refused > 4 * len(original.keys)
 
 
 # --- grafts ---
