@@ -8,7 +8,7 @@ import struct
 import gguf_bytes
 import numpy as np
 import pytest
-from exports import there_and_back
+from exports import load, there_and_back
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_configs import CONFIGS, LLAMA3_ROPE
@@ -23,10 +23,6 @@ from pyvllama.conversion.vocab import read_vocabulary
 from pyvllama.errors import FormatError
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.json")
-
-
-def load(directory, name):
-    return json.loads((directory / name).read_text(encoding="utf-8"))
 
 
 def change_json(directory, name, change):
