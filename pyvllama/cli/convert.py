@@ -49,6 +49,18 @@ __all__ = ["convert"]
     type=click.Path(path_type=Path),
     help="Importance matrix (see `pyvllama imatrix`); repeatable. Types below Q2_K need one.",
 )
+@click.option(
+    "--base",
+    metavar="BASE",
+    help="Directory or Hub id of the model that SRC was made from: its config, tokenizer and template files are taken "
+    "where SRC lacks them.",
+)
+@click.option(
+    "--lora",
+    multiple=True,
+    metavar="ADAPTER",
+    help="LoRA adapter (directory or Hub id) to merge into the weights; repeatable.",
+)
 @click.option("--name", help="Name of the files and the model. Default: the source's.")
 @click.option("--revision", help="Branch, tag or commit on the Hub. Default: its main branch.")
 @click.option(
@@ -69,6 +81,8 @@ def convert(
     cross_type: str | None,
     tensor_types: tuple[str, ...],
     imatrix: tuple[Path, ...],
+    base: str | None,
+    lora: tuple[str, ...],
     name: str | None,
     revision: str | None,
     cross_qk_order: str | None,
@@ -90,6 +104,10 @@ def convert(
     directory): its files are repacked, every tensor as it is, so -q and the like mean nothing.
 
     Fine-tunes with other vocabulary sizes are taken as they are: a cut or enlarged embedding or lm_head, tied ones too.
+    So are weights that bitsandbytes quantized, to 4 bits or 8.
+
+    Where SRC is a LoRA adapter, it becomes llama.cpp's LoRA GGUF (-q f16, bf16 or f32), if it changes the text model's
+    own layers alone; any other adapter can be merged into its base model, with --lora.
 
     \b
     pyvllama convert ~/.llama/checkpoints/Llama3.2-11B-Vision-Instruct -o models
@@ -97,11 +115,23 @@ def convert(
     pyvllama convert ollama:llama3.2-vision -o models
     pyvllama convert my-fine-tune -o models -q q6_k --tensor-type 'xattn.*=q8_0'
     pyvllama convert my-fine-tune -o models -q iq3_s --imatrix imatrix.gguf --dry-run
+    pyvllama convert my-weights -o models --base meta-llama/Llama-3.2-11B-Vision-Instruct
+    pyvllama convert Llama-3.2-11B-Vision-Instruct -o models --lora my-adapter --name my-model
     """  # noqa: D301  click wants the character itself
     from pyvllama.conversion.output import check_existing, write_files  # noqa: PLC0415  not needed by other commands
     from pyvllama.conversion.pipeline import plan_conversion  # noqa: PLC0415
+    from pyvllama.conversion.source import is_adapter_source  # noqa: PLC0415
     from pyvllama.conversion.splitting import parse_size  # noqa: PLC0415
 
+    if is_adapter_source(src, revision=revision):
+        from pyvllama.conversion.lora_gguf import convert_lora  # noqa: PLC0415
+
+        refuse_model_options(click.get_current_context())
+        path = convert_lora(
+            src, out_dir, base=base, type=text_type or "f16", name=name, revision=revision, overwrite=overwrite
+        )
+        click.echo(f"{path}  {ui.format_bytes(path.stat().st_size)}")
+        return
     plan = plan_conversion(  # a download draws bars of its own
         src,
         out_dir,
@@ -110,6 +140,8 @@ def convert(
         cross_type=cross_type,
         tensor_types=tensor_types,
         imatrix=imatrix,
+        base=base,
+        lora=lora,
         name=name,
         revision=revision,
         cross_qk_order=cross_qk_order,
@@ -126,6 +158,18 @@ def convert(
         paths = write_files(plan.files, n_threads=threads, progress=progress, overwrite=overwrite)
     for path in paths:
         click.echo(f"{path}  {ui.format_bytes(path.stat().st_size)}")
+
+
+def refuse_model_options(context: click.Context) -> None:
+    """Say which options mean nothing where SRC is an adapter."""
+    of_adapters = {"src", "out_dir", "text_type", "base", "name", "revision", "threads", "overwrite"}
+    given = [
+        max(p.opts, key=len)
+        for p in context.command.params
+        if p.name and p.name not in of_adapters and context.params.get(p.name) not in (None, (), False)
+    ]
+    if given:
+        raise click.UsageError(f"{context.params['src']} is a LoRA adapter: {', '.join(given)} cannot be used with it")
 
 
 def print_plan(plan: ConversionPlan, out_dir: Path) -> None:

@@ -1,108 +1,33 @@
-"""A Hugging Face checkpoint directory: its JSON files, and its tensors without loading them.
-
-safetensors files are read here, in NumPy alone (bfloat16 included), by plain reads of row ranges: what is not asked for
-takes no memory, and a file cut short meanwhile is an error and no SIGBUS.
-"""
+"""A Hugging Face checkpoint directory: its JSON files, and its tensors without loading them."""
 
 from __future__ import annotations
 
-import json
-import math
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pyvllama.conversion.bitsandbytes import dequantized
+from pyvllama.conversion.prefixes import LORA_PART
+from pyvllama.conversion.safetensors_reader import read_safetensors, unsupported_type
+from pyvllama.conversion.source_tensor import DTYPES, INTEGERS, SourceTensor, Tensor, to_f32
 from pyvllama.conversion.tensor_map import canonical_name, is_ignored
-from pyvllama.conversion.transforms import Index
+from pyvllama.conversion.text_files import json_object, listing, read_text
 from pyvllama.errors import CheckpointError, ModelNotFound
 
-__all__ = ["DTYPES", "Checkpoint", "SourceTensor", "Tensor", "json_object", "listing", "read_text", "to_f32"]
+if TYPE_CHECKING:
+    from pyvllama.conversion.base_files import BaseFiles, BorrowedFile
 
-DTYPES = {"F32": ("f32", "<f4"), "F16": ("f16", "<f2"), "BF16": ("bf16", "<u2")}
-"""safetensors' dtype -> (ggml's name, NumPy's; bfloat16 as its 16 bits)."""
+__all__ = ["DTYPES", "Checkpoint", "SourceTensor", "Tensor", "json_object", "listing", "read_text", "to_f32"]
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _SHARD = re.compile(r"model-(\d+)-of-(\d+)\.safetensors")
-_MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
-
-
-@dataclass(frozen=True)
-class Tensor(ABC):
-    """A tensor that is read row by row, when it is asked for."""
-
-    name: str
-    """As the file spells it."""
-    path: Path
-    """The file, or the first of them; for messages."""
-    type: str
-    """'f32', 'f16' or 'bf16'."""
-    shape: tuple[int, ...]
-
-    @property
-    def n_rows(self) -> int:
-        """First dimension; a vector or a scalar is one row."""
-        return self.shape[0] if len(self.shape) > 1 else 1
-
-    @property
-    def n_per_row(self) -> int:
-        """Elements behind the first dimension."""
-        return math.prod(self.shape) // max(1, self.n_rows)
-
-    @abstractmethod
-    def rows(self, index: Index) -> NDArray[Any]:
-        """Read rows: [len(index), n_per_row] in the file's own type (bfloat16 as uint16).
-
-        Raises:
-            CheckpointError: the file cannot be read any more.
-        """
-
-
-@dataclass(frozen=True)
-class SourceTensor(Tensor):
-    """A tensor whose values lie in one piece, row after row, in a file."""
-
-    offset: int
-    """Bytes from the start of the file."""
-
-    def rows(self, index: Index) -> NDArray[Any]:
-        """See `Tensor.rows`."""
-        first, last = int(index.min()), int(index.max())
-        if last - first < 2 * len(index) + 64:
-            block = self._read(first, last - first + 1)
-            if len(index) == len(block) and bool((index == np.arange(first, last + 1)).all()):
-                return block
-            return np.ascontiguousarray(block[index - first])
-        return np.concatenate([self._read(int(i), 1) for i in index])
-
-    def _read(self, first: int, count: int) -> NDArray[Any]:
-        dtype = np.dtype(_NUMPY[self.type])
-        row_bytes = self.n_per_row * dtype.itemsize
-        try:
-            with self.path.open("rb") as f:
-                f.seek(self.offset + first * row_bytes)
-                data = np.fromfile(f, dtype=dtype, count=count * self.n_per_row)
-        except OSError as e:
-            raise CheckpointError(f"{self.path}: {self.name} cannot be read: {e.strerror or e}") from e
-        if data.size != count * self.n_per_row:
-            raise CheckpointError(f"{self.path}: the file ends inside {self.name}; it was complete a moment ago")
-        return data.reshape(count, self.n_per_row)
-
-
-_NUMPY = dict(DTYPES.values())
-
-
-def to_f32(values: NDArray[Any]) -> NDArray[np.float32]:
-    """Rows as `SourceTensor.rows` gives them (bfloat16 as uint16) as float32, exactly."""
-    if values.dtype == np.uint16:
-        return (values.astype(np.uint32) << 16).view(np.float32)
-    return values.astype(np.float32, copy=False)
+_COMPARED_BYTES = 1 << 24
+_OR_BASE = "; or name a checkpoint that has it, such as the model it was made from, as the base (--base)"
+_INTEGERS = {ours: theirs for theirs, (ours, _) in INTEGERS.items()}
 
 
 class Checkpoint:
@@ -110,7 +35,12 @@ class Checkpoint:
 
     Attributes:
         path: the directory.
-        tensors: canonical (Hub) name -> Tensor.
+        tensors: canonical (Hub) name -> Tensor; what bitsandbytes quantized has its values again.
+        notes: what whoever converts this should know, a sentence each.
+
+    Args:
+        path: the directory.
+        base: another checkpoint, whose description files stand in for those that are missing here.
 
     Raises:
         ModelNotFound: no such directory, or no config.json in it.
@@ -121,33 +51,47 @@ class Checkpoint:
     """Where the sizes come from; for messages."""
     tensors: Mapping[str, Tensor]
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, base: BaseFiles | None = None) -> None:
         self.path = Path(path)
+        self.notes: list[str] = []
+        self.base = base
+        self.borrowed: Mapping[str, BorrowedFile] = {}
         if not self.path.is_dir():
             raise ModelNotFound(f"{self.path} is no directory; expected one that holds an HF checkpoint")
-        if not (self.path / "config.json").is_file():
-            raise ModelNotFound(f"{self.path} holds no config.json: this is no HF checkpoint")
+        if base is not None:
+            self.borrowed = base.missing_in(self)
+            for file in self.borrowed.values():
+                self.notes.append(f"{file.what} is taken from {base.name}")
+        if self.optional_text("config.json") is None:
+            raise ModelNotFound(f"{self.path} holds no config.json: {_no_config(self.path, base)}")
         self.tensors = self._open_shards()
 
     def json(self, name: str) -> dict[str, Any]:
-        """The object in a JSON file of the directory.
+        """The object in a JSON file of the directory, or of the base where the directory lacks it.
 
         Raises:
             CheckpointError: the file is missing, or holds no JSON object.
         """
         if (found := self.optional_json(name)) is None:
-            raise CheckpointError(f"{self.path} lacks {name}; copy it from where the checkpoint came from")
+            raise CheckpointError(
+                f"{self.path} lacks {name}"
+                + (f", and {self.base.name} has none to take its place" if self.base else "")
+                + f"; copy it from where the checkpoint came from{'' if self.base else _OR_BASE}"
+            )
         return found
 
     def optional_json(self, name: str) -> dict[str, Any] | None:
         """Same; None if there is no such file."""
-        path = self.path / name
-        if not path.is_file():
+        text = self.optional_text(name)
+        if text is None:
             return None
-        return json_object(path, read_text(path))
+        borrowed = self.borrowed.get(name)
+        return json_object(self.path / name if borrowed is None else borrowed.path, text)
 
     def optional_text(self, name: str) -> str | None:
-        """A text file of the directory, or None."""
+        """A text file of the directory, or of the base where the directory lacks it; or None."""
+        if name in self.borrowed:
+            return self.borrowed[name].text
         path = self.path / name
         return read_text(path) if path.is_file() else None
 
@@ -174,21 +118,32 @@ class Checkpoint:
                 f"{self.path} does not hold the tensors of its {self.config_file}:\n{listing(problems)}"
             )
 
-    def _open_shards(self) -> dict[str, SourceTensor]:
-        tensors: dict[str, SourceTensor] = {}
+    def _open_shards(self) -> dict[str, Tensor]:
+        found: dict[str, SourceTensor] = {}
         shards, indexed = self._shards()
         for shard in shards:
-            for tensor in _read_header(self.path / shard):
+            for tensor in read_safetensors(self.path / shard):
                 name = canonical_name(tensor.name)
-                if name in tensors:
-                    other = tensors[name]
+                if name not in found:
+                    found[name] = tensor
+                elif not _are_equal(tensor, other := found[name]):
                     raise CheckpointError(
-                        f"{self.path}: {tensor.name} in {shard} and {other.name} in {other.path.name} are one tensor"
+                        f"{self.path}: {tensor.name} in {shard} and {other.name} in {other.path.name} are one tensor, "
+                        "but their values differ"
                     )
-                tensors[name] = tensor
-        lost = [f"{name} (in {shard})" for name, shard in indexed.items() if canonical_name(name) not in tensors]
+        lost = [f"{name} (in {shard})" for name, shard in indexed.items() if canonical_name(name) not in found]
         if lost:
             raise CheckpointError(f"{self.path / _INDEX} lists tensors that its shards do not hold:\n{listing(lost)}")
+        if unmerged := [t.name for name, t in found.items() if LORA_PART.search(name)]:
+            raise CheckpointError(
+                f"{self.path} holds an adapter that has not been merged. Save the model after merge_and_unload(), "
+                "or save the adapter alone (save_pretrained) and convert the base model with it: "
+                f"pyvllama convert BASE --lora ADAPTER. Its tensors:\n{listing(unmerged, 6)}"
+            )
+        tensors = dequantized(found)
+        for name, left in tensors.items():
+            if left.type in _INTEGERS and not is_ignored(name):
+                raise unsupported_type(left.path, left.name, _INTEGERS[left.type])
         return tensors
 
     def _shards(self) -> tuple[list[str], dict[str, str]]:
@@ -221,67 +176,26 @@ class Checkpoint:
         return [f"model-{i:05d}-of-{total:05d}.safetensors" for i in range(1, total + 1)]
 
 
-def listing(lines: Sequence[str], limit: int = 30) -> str:
-    """An indented list for an error message, cut after `limit` lines."""
-    more = [f"... and {len(lines) - limit} more"] if len(lines) > limit else []
-    return "\n".join(f"  {line}" for line in [*lines[:limit], *more])
-
-
-def read_text(path: Path) -> str:
-    """A UTF-8 file; a CheckpointError where it cannot be read."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise CheckpointError(f"{path} cannot be read: {e}") from e
-
-
-def json_object(path: Path, text: str | bytes) -> dict[str, Any]:
-    """The JSON object that `text` is; a CheckpointError that names `path` where it is none."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as e:
-        raise CheckpointError(f"{path} holds no valid JSON: {e}") from e
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds {type(value).__name__}, but it must be a JSON object")
-    return value
-
-
-def _read_header(path: Path) -> Iterator[SourceTensor]:
-    """The tensors of a safetensors file, every offset checked against the file's size."""
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as f:
-            prefix = f.read(8)
-            n = int.from_bytes(prefix, "little")
-            if len(prefix) < 8 or n > min(size - 8, _MAX_HEADER_BYTES):
-                raise CheckpointError(f"{path} is no safetensors file, or truncated: its header does not fit into it")
-            header = json_object(path, f.read(n))
-    except OSError as e:
-        raise CheckpointError(f"{path} cannot be read: {e.strerror or e}") from e
-    start = 8 + n
-    for name, entry in header.items():
-        if name != "__metadata__":
-            yield _entry(path, name, entry, start, size)
-
-
-def _entry(path: Path, name: str, entry: Any, start: int, size: int) -> SourceTensor:
-    try:
-        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        valid = all(type(x) is int and x >= 0 for x in (*shape, begin, end)) and isinstance(dtype, str)
-    except (TypeError, KeyError, ValueError):
-        valid = False
-    if not valid:
-        raise CheckpointError(f"{path}: the header's entry of {name!r} is damaged")
-    if dtype not in DTYPES:
-        raise CheckpointError(
-            f"{path}: {name} is of type {dtype} (an already quantized checkpoint?); "
-            f"supported are {', '.join(DTYPES)}: convert from the original weights"
+def _no_config(path: Path, base: BaseFiles | None) -> str:
+    if (path / "adapter_config.json").is_file():
+        return (
+            "it holds a LoRA adapter. Convert its base model with it, pyvllama convert BASE --lora ADAPTER, "
+            "or the adapter alone into a LoRA GGUF, pyvllama convert ADAPTER"
         )
-    ggml_type, numpy_type = DTYPES[dtype]
-    if end - begin != math.prod(shape) * np.dtype(numpy_type).itemsize:
-        raise CheckpointError(f"{path}: {name} of shape {list(shape)} does not fill its {end - begin} bytes")
-    if start + end > size:
-        raise CheckpointError(
-            f"{path} is truncated: {name} ends at byte {start + end}, but the file has {size} (interrupted download?)"
-        )
-    return SourceTensor(name, path, ggml_type, shape, start + begin)
+    if base is not None:
+        return f"nor does {base.name}"
+    return f"this is no HF checkpoint{_OR_BASE}"
+
+
+def _are_equal(a: SourceTensor, b: SourceTensor) -> bool:
+    """Whether two tensors hold the same bytes (tied weights, saved under two names)."""
+    if (a.type, a.shape) != (b.type, b.shape):
+        return False
+    if (a.path, a.offset) == (b.path, b.offset) or a.n_per_row == 0:
+        return True
+    step = max(1, _COMPARED_BYTES // (4 * a.n_per_row))
+    return all(
+        np.array_equal(a.read(i, n).view(np.uint8), b.read(i, n).view(np.uint8))
+        for i in range(0, a.n_rows, step)
+        if (n := min(step, a.n_rows - i))
+    )

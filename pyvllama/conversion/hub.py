@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from pyvllama.config import MllamaConfig
-from pyvllama.conversion.checkpoint import json_object, read_text
+from pyvllama.conversion.text_files import json_object, read_text
 from pyvllama.errors import ModelNotFound
 from pyvllama.hub_client import HUB, fetch
 
-__all__ = ["download"]
+__all__ = ["DESCRIPTIONS", "download", "download_adapter", "download_descriptions"]
 
-_DESCRIPTIONS = (
+DESCRIPTIONS = (
     "config.json",
     "generation_config.json",
     "preprocessor_config.json",
@@ -24,14 +24,16 @@ _DESCRIPTIONS = (
     "params.json",
     "tokenizer.model",
     "README.md",
+    "adapter_config.json",
 )
 """Small files, fetched first."""
 
 _WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
 _META_WEIGHTS = ("consolidated*.pth",)
+_ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "non_lora_state_dict.bin")
 
 
-def download(repo_id: str, revision: str | None = None) -> Path:
+def download(repo_id: str, revision: str | None = None, *, has_base: bool = False) -> Path:
     """Fetch what a conversion needs of a repository; what the cache holds already is not fetched again.
 
     The token is the Hub client's: `HF_TOKEN`, or what `hf auth login` stored. `HF_HUB_OFFLINE=1`: the cache alone.
@@ -39,6 +41,7 @@ def download(repo_id: str, revision: str | None = None) -> Path:
     Args:
         repo_id: `org/name`.
         revision: branch, tag or commit; None: the main branch.
+        has_base: a config.json that is missing will be taken from elsewhere.
 
     Returns:
         The directory of the snapshot in the cache.
@@ -48,14 +51,42 @@ def download(repo_id: str, revision: str | None = None) -> Path:
             lacks it; the message says what to do.
         ConfigError, CheckpointError: it is a checkpoint of another architecture, or its config.json is damaged.
     """
-    folder = fetch(repo_id, revision, _DESCRIPTIONS)
+    folder = fetch(repo_id, revision, DESCRIPTIONS)
     if (folder / "config.json").is_file():
         # Gigabytes of another architecture need not be fetched to be refused.
         MllamaConfig.from_hf_json(json_object(folder / "config.json", read_text(folder / "config.json")))
-        return fetch(repo_id, revision, (*_DESCRIPTIONS, *_WEIGHTS))
+        return fetch(repo_id, revision, (*DESCRIPTIONS, *_WEIGHTS))
     if (folder / "params.json").is_file():
-        return fetch(repo_id, revision, (*_DESCRIPTIONS, *_META_WEIGHTS))
+        return fetch(repo_id, revision, (*DESCRIPTIONS, *_META_WEIGHTS))
+    if (folder / "adapter_config.json").is_file():
+        return fetch(repo_id, revision, _ADAPTER)
+    if has_base:
+        return fetch(repo_id, revision, (*DESCRIPTIONS, *_WEIGHTS))
     raise ModelNotFound(
         f"{repo_id} holds neither config.json nor params.json: it is no checkpoint (GGUF files need no conversion); "
         f"see {HUB}/{repo_id}/tree/main"
     )
+
+
+def download_descriptions(repo_id: str, revision: str | None = None) -> Path:
+    """Fetch the small files alone: what describes a model, without its weights.
+
+    Returns:
+        The directory of the snapshot in the cache.
+
+    Raises:
+        ModelNotFound: as `download`.
+    """
+    return fetch(repo_id, revision, DESCRIPTIONS)
+
+
+def download_adapter(repo_id: str, revision: str | None = None) -> Path:
+    """Fetch a LoRA adapter: its configuration and its weights.
+
+    Returns:
+        The directory of the snapshot in the cache.
+
+    Raises:
+        ModelNotFound: as `download`.
+    """
+    return fetch(repo_id, revision, _ADAPTER)

@@ -121,6 +121,7 @@ class MetaCheckpoint(Checkpoint):
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.notes, self.base, self.borrowed = [], None, {}
         if not self.path.is_dir():
             raise ModelNotFound(f"{self.path} is no directory; expected one that holds Meta's checkpoint")
         if missing := [name for name in (_PARAMS, _TOKENIZER) if not (self.path / name).is_file()]:

@@ -47,6 +47,8 @@ def convert(
     cross_type: str | None = None,
     tensor_types: Sequence[str] = (),
     imatrix: str | Path | Sequence[str | Path] = (),
+    base: str | Path | None = None,
+    lora: Sequence[str | Path] = (),
     name: str | None = None,
     revision: str | None = None,
     cross_qk_order: str | None = None,
@@ -71,6 +73,9 @@ def convert(
         cross_type: as text_type, for the cross-attention layers (in the mmproj); None: text_type.
         tensor_types: 'REGEX=TYPE' each, for matrices whose GGUF name matches; the first that matches decides.
         imatrix: importance matrices (`pyvllama imatrix`, or llama.cpp's for the text model).
+        base: directory or Hub id of the model that `src` was made from: config.json, the tokenizer's files, the chat
+            template and the like are taken from it where `src` lacks them. Its weights are not read.
+        lora: directories or Hub ids of LoRA adapters (of PEFT's form), merged into the weights in this order.
         name: of the model; None: the name of `src`.
         revision: branch, tag or commit of a repository on the Hub; None: its main branch.
         cross_qk_order: 'interleaved' or 'plain', of an Ollama model: see `ollama.plan_import`; None: interleaved.
@@ -97,6 +102,8 @@ def convert(
         cross_type=cross_type,
         tensor_types=tensor_types,
         imatrix=imatrix,
+        base=base,
+        lora=lora,
         name=name,
         revision=revision,
         cross_qk_order=cross_qk_order,
@@ -117,6 +124,8 @@ def plan_conversion(
     cross_type: str | None = None,
     tensor_types: Sequence[str] = (),
     imatrix: str | Path | Sequence[str | Path] = (),
+    base: str | Path | None = None,
+    lora: Sequence[str | Path] = (),
     name: str | None = None,
     revision: str | None = None,
     cross_qk_order: str | None = None,
@@ -127,9 +136,8 @@ def plan_conversion(
 
     Args:
         mmproj_only: leave the text model out, for those who have a Llama 3.1 of the same shape.
-        src, out_dir, text_type, mmproj_type, cross_type, tensor_types, imatrix, name, revision,
-            cross_qk_order, split_max_bytes: see
-            `convert`.
+        src, out_dir, text_type, mmproj_type, cross_type, tensor_types, imatrix, base, lora, name, revision,
+            cross_qk_order, split_max_bytes: see `convert`.
 
     Raises:
         As `convert`, but for what goes wrong while writing.
@@ -141,6 +149,8 @@ def plan_conversion(
             "cross_type": cross_type,
             "tensor_types": tensor_types,
             "imatrix": imatrix,
+            "base": base,
+            "lora": lora,
             "revision": revision,
         }
         if given := [option for option, value in meaningless.items() if value]:
@@ -163,8 +173,8 @@ def plan_conversion(
         tensor_types,
         has_importance=importance is not None,
     )
-    source = find_source(src, revision=revision)
-    checkpoint = source.open()
+    source = find_source(src, revision=revision, has_base=base is not None)
+    checkpoint = source.open(base=base, lora=lora)
     config = fit_config(checkpoint, MllamaConfig.from_hf_json(checkpoint.json("config.json")))
     preprocessor = _read_preprocessor(checkpoint, config)
     vocab = read_vocabulary(checkpoint, config.text)
@@ -202,10 +212,10 @@ def plan_conversion(
 
     mmproj = output(Destination.MMPROJ, f"mmproj-{name}-{rules.mmproj.name.upper()}.gguf", mmproj_keys)
     if mmproj_only:
-        return ConversionPlan(name, (), mmproj)
+        return ConversionPlan(name, (), mmproj, tuple(checkpoint.notes))
     text = output(Destination.TEXT, f"{name}-{rules.text.name.upper()}.gguf", text_keys)
     shards = [text] if split_max_bytes is None else split_file(text, split_max_bytes)
-    return ConversionPlan(name, tuple(shards), mmproj)
+    return ConversionPlan(name, tuple(shards), mmproj, tuple(checkpoint.notes))
 
 
 def _read_preprocessor(checkpoint: Checkpoint, config: MllamaConfig) -> PreprocessorConfig:

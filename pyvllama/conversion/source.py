@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pyvllama.conversion.adapter import CONFIG, find_adapter, is_adapter
+from pyvllama.conversion.base_files import find_base
 from pyvllama.conversion.checkpoint import Checkpoint
-from pyvllama.conversion.hub import download
+from pyvllama.conversion.hub import download, download_descriptions
+from pyvllama.conversion.hub_id import is_hub_id
+from pyvllama.conversion.lora import merged
 from pyvllama.conversion.meta import MetaCheckpoint, is_meta_checkpoint
 from pyvllama.errors import ConfigError
 
-__all__ = ["Source", "find_source"]
-
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+__all__ = ["Source", "find_source", "is_adapter_source"]
 
 
 @dataclass(frozen=True)
@@ -24,30 +26,58 @@ class Source:
     name: str
     """What its model is called unless somebody says otherwise."""
 
-    def open(self) -> Checkpoint:
+    def open(self, *, base: str | Path | None = None, lora: Sequence[str | Path] = ()) -> Checkpoint:
         """Read everything but the tensors' values.
 
+        Args:
+            base: directory or Hub id of a checkpoint whose description files stand in for those missing here.
+            lora: directories or Hub ids of adapters, merged in this order.
+
         Raises:
-            ModelNotFound, CheckpointError, ConfigError: see `Checkpoint` and `MetaCheckpoint`.
+            ModelNotFound, CheckpointError: see `Checkpoint`, `MetaCheckpoint`, `find_base`, `find_adapter`.
+            ConfigError: see `MetaCheckpoint`; or a base for a checkpoint of Meta's.
         """
-        return MetaCheckpoint(self.path) if is_meta_checkpoint(self.path) else Checkpoint(self.path)
+        if is_meta_checkpoint(self.path):
+            if base is not None:
+                raise ConfigError(f"base = {base}: {self.path} is Meta's checkpoint, whose files say all there is")
+            checkpoint: Checkpoint = MetaCheckpoint(self.path)
+        else:
+            checkpoint = Checkpoint(self.path, None if base is None else find_base(base))
+        if adapters := [find_adapter(one) for one in lora]:
+            checkpoint.tensors = merged(checkpoint.tensors, adapters, checkpoint.path)
+            for adapter in adapters:
+                checkpoint.notes.append(f"the adapter {adapter.name} is merged into {len(adapter.deltas)} weights")
+        return checkpoint
 
 
-def find_source(src: str | Path, *, revision: str | None = None) -> Source:
+def find_source(src: str | Path, *, revision: str | None = None, has_base: bool = False) -> Source:
     """The directory that `src` means; a repository on the Hub is downloaded.
 
     Args:
         src: a directory; or, as a str and where no such path exists, a Hub id `org/name`.
         revision: branch, tag or commit on the Hub.
+        has_base: a config.json that is missing there will be taken from a base.
 
     Raises:
         ModelNotFound: the Hub has no such repository, or does not give it.
         ConfigError: a revision of a directory was asked for.
     """
-    if isinstance(src, str) and _HUB_ID.fullmatch(src) and not Path(src).exists():
-        return Source(download(src, revision), src.split("/")[1])
+    if is_hub_id(src):
+        return Source(download(str(src), revision, has_base=has_base), str(src).split("/")[1])
     if revision is not None:
         raise ConfigError(
             f"revision = {revision!r}: {src} is no repository on the Hub (org/name); a directory has none"
         )
     return Source(Path(src), Path(src).resolve().name)
+
+
+def is_adapter_source(src: str | Path, *, revision: str | None = None) -> bool:
+    """Whether `src` (see `find_source`) means a LoRA adapter and no model. Of the Hub, small files are fetched.
+
+    Raises:
+        ModelNotFound: the Hub has no such repository, or does not give it.
+    """
+    if not is_hub_id(src):
+        return is_adapter(Path(src))
+    folder = download_descriptions(str(src), revision)
+    return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pyvllama.config import MllamaConfig
 from pyvllama.conversion import transforms
 from pyvllama.conversion.policy import Layer, Role
+from pyvllama.conversion.prefixes import unwrapped
 
 __all__ = [
     "ALIASES",
@@ -86,7 +87,7 @@ ALIASES = (
 )
 """Prefixes of the other name layout."""
 
-IGNORED = (re.compile(r"language_model\.model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"),)
+IGNORED = (re.compile(r"language_model\.model\.(layers\.\d+\.self_attn\.)?rotary_emb\.(original_)?inv_freq"),)
 """Tensors that hold nothing but what config.json says."""
 
 # Rows of both tables: HF name, GGUF name, shape, role and, where rows move, how.
@@ -206,7 +207,8 @@ class PlannedTensor:
 
 
 def canonical_name(name: str) -> str:
-    """The Hub's name of a tensor that either layout names."""
+    """The Hub's name of a tensor that either layout names, wrapped or not (see `prefixes`)."""
+    name = unwrapped(name)
     for prefix, canonical in ALIASES:
         if name.startswith(prefix):
             return canonical + name[len(prefix) :]

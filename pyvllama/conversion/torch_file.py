@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from pyvllama.conversion.checkpoint import DTYPES, SourceTensor
+from pyvllama.conversion.source_tensor import DTYPES, SourceTensor
 from pyvllama.conversion.state_dict import StoredTensor, read_state_dict
 from pyvllama.errors import CheckpointError
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from pyvllama.config import TextConfig
+from pyvllama.conversion.chat_templates import read_chat_templates
 from pyvllama.conversion.checkpoint import Checkpoint, listing
 from pyvllama.errors import CheckpointError
 from pyvllama.fields import Fields
@@ -145,7 +146,7 @@ def read_vocabulary(checkpoint: Checkpoint, text: TextConfig) -> Vocabulary:
         eos=eos,
         pad=named.find("pad", () if text.pad_token_id is None else (text.pad_token_id,)),
         eog=tuple(eog),
-        chat_templates=_chat_templates(checkpoint),
+        chat_templates=read_chat_templates(checkpoint),
     )
 
 
@@ -243,23 +244,3 @@ class _NamedTokens:
                     raise CheckpointError(f"{file}: {name}_token {token!r} is no token of tokenizer.json")
                 return self.ids[token]
         return config_ids[0] if config_ids else None
-
-
-def _chat_templates(checkpoint: Checkpoint) -> dict[str, str]:
-    """chat_template.jinja before chat_template.json before tokenizer_config.json, as transformers reads them."""
-    if source := checkpoint.optional_text("chat_template.jinja"):
-        return {"default": source}
-    for name in ("chat_template.json", "tokenizer_config.json"):
-        found = (checkpoint.optional_json(name) or {}).get("chat_template")
-        if isinstance(found, str) and found:
-            return {"default": found}
-        if isinstance(found, list):  # several named ones
-            named = {
-                t["name"]: t["template"]
-                for t in found
-                if isinstance(t, dict) and isinstance(t.get("name"), str) and isinstance(t.get("template"), str)
-            }
-            if "default" in named:
-                return named
-    log.warning("%s has no chat template", checkpoint.path)
-    return {}

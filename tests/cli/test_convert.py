@@ -4,8 +4,10 @@ import json
 import shutil
 from pathlib import Path
 
+import lora_files
 import pytest
 from refusals import assert_misused, assert_refused
+from tiny_configs import CONFIGS
 
 from pyvllama.conversion import convert as convert_checkpoint
 from pyvllama.gguf_file import GGUFFile
@@ -189,3 +191,42 @@ def test_only_the_eyes(cli, checkpoint, tmp_path):
     assert mmproj.read_bytes() == pair.mmproj.read_bytes()
     result = cli("run", pair.text, "--mmproj", mmproj, "--json", "--max-tokens", "2", "--temperature", "0", "Hello")
     assert result.exit_code == 0, result.output
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    """Of the text model's own layers alone."""
+    modules = [lora_files.SELF.format(0) + "q_proj"]
+    return lora_files.write_adapter(
+        tmp_path_factory.mktemp("lora") / "my-adapter", modules, config=CONFIGS["two_tiles"]
+    )
+
+
+def test_base_and_lora(cli, copy, checkpoint, adapter, tmp_path):
+    (copy / "tokenizer.json").unlink()
+    arguments = ("convert", copy, "-o", tmp_path / "out", "-q", "f32")
+    assert_refused(cli(*arguments), r"lacks tokenizer\.json.*--base")
+    result = cli(*arguments, "--base", checkpoint, "--lora", adapter)
+    assert result.exit_code == 0, result.output
+    assert result.stderr.splitlines() == [
+        f"tokenizer.json is taken from {checkpoint}",
+        "the adapter my-adapter is merged into 1 weights",
+    ]
+    changed = GGUFFile(tmp_path / "out" / "my-model-F32.gguf").f32("blk.0.attn_q.weight")
+    cli("convert", checkpoint, "-o", tmp_path / "out", "-q", "f32", "--name", "plain")
+    plain = GGUFFile(tmp_path / "out" / "plain-F32.gguf").f32("blk.0.attn_q.weight")
+    assert abs(changed - plain).max() > 0.1
+
+
+def test_an_adapter_alone(cli, checkpoint, adapter, tmp_path):
+    result = cli("convert", adapter, "-o", tmp_path, "--base", checkpoint)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith(f"{tmp_path / 'my-adapter-F16-LoRA.gguf'}  ")
+    assert GGUFFile(tmp_path / "my-adapter-F16-LoRA.gguf").metadata["adapter.type"] == "lora"
+    result = cli("convert", adapter, "-o", tmp_path, "--base", checkpoint, "-q", "bf16", "--name", "other")
+    assert {t.type for t in GGUFFile(tmp_path / "other-BF16-LoRA.gguf").tensors.values()} == {"bf16"}
+    assert_refused(cli("convert", adapter, "-o", tmp_path), r"config\.json.*--base")
+    assert_misused(
+        cli("convert", adapter, "-o", tmp_path, "--mmproj-type", "f16", "--dry-run", "--lora", adapter),
+        r"is a LoRA adapter: --mmproj-type, --lora, --dry-run cannot be used with it",
+    )

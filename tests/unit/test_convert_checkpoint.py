@@ -54,8 +54,8 @@ def test_both_layouts_have_one_name(tiny_checkpoint):
 def test_one_tensor_under_both_layouts_is_refused(tmp_path):
     entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
     header = {"lm_head.weight": entry, "language_model.lm_head.weight": entry | {"data_offsets": [4, 8]}}
-    with pytest.raises(CheckpointError, match="are one tensor"):
-        Checkpoint(write(tmp_path, header, bytes(8)))
+    with pytest.raises(CheckpointError, match="are one tensor, but their values differ"):
+        Checkpoint(write(tmp_path, header, struct.pack("<2f", 1, 2)))
 
 
 def test_sharded_equals_single(tiny_checkpoint):
@@ -118,7 +118,9 @@ def entry(**changes):
         (b"{", b"", "no valid JSON"),
         (b"[]", b"", "must be a JSON object"),
         (entry(), bytes(15), "truncated: x ends at byte"),
-        (entry(dtype="I8"), bytes(16), "of type I8"),
+        (entry(dtype="I8", shape=[4, 4]), bytes(16), "of type I8"),
+        (entry(dtype="U8", shape=[16]), bytes(16), "of type U8"),
+        (entry(dtype="I32"), bytes(16), "of type I32"),
         (entry(dtype="F8_E4M3"), bytes(16), "already quantized"),
         (entry(dtype=7), bytes(16), "damaged"),
         (entry(shape=[2, 3]), bytes(16), "does not fill its 16 bytes"),

@@ -125,7 +125,8 @@ def test_what_is_a_hub_id(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     asked = []
 
-    def download(repo_id, revision):
+    def download(repo_id, revision, *, has_base):
+        assert not has_base
         asked.append((repo_id, revision))
         return tmp_path
 

@@ -12,6 +12,7 @@ from pyvllama.conversion import transforms
 from pyvllama.conversion.checkpoint import Checkpoint, to_f32
 from pyvllama.conversion.policy import Role
 from pyvllama.conversion.tensor_map import TABLE, Destination, Rows, canonical_name, is_ignored, plan
+from pyvllama.conversion.type_rules import TypeRules
 from pyvllama.gguf_file import GGUFFile
 
 
@@ -134,3 +135,68 @@ def test_image_token_row(tiny_pair):
     pair = tiny_pair("small")
     row = GGUFFile(pair.mmproj).f32("mm.image_token_embd.weight")
     assert np.array_equal(row, GGUFFile(pair.text).f32("token_embd.weight")[CONFIGS["small"].image_token])
+
+
+def test_the_90b_model():
+    """By its configuration: 100 layers, of which 20 see pictures (3, 8, ..., 98), hidden size 8192."""
+    files = json.loads(json.dumps(factories.config_files(CONFIGS["base"])["config.json"]))
+    cross = list(range(3, 100, 5))
+    files["text_config"] |= {
+        "vocab_size": 128256,
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 100,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "cross_attention_layers": cross,
+        "bos_token_id": 128000,
+        "eos_token_id": 128001,
+        "pad_token_id": 128004,
+    }
+    files["vision_config"] |= {
+        "hidden_size": 1280,
+        "intermediate_size": 5120,
+        "attention_heads": 16,
+        "num_hidden_layers": 32,
+        "num_global_layers": 8,
+        "intermediate_layers_indices": [3, 7, 15, 23, 30],
+        "vision_output_dim": 7680,
+        "image_size": 560,
+    }
+    files |= {"image_token_index": 128256, "bos_token_id": 128000, "eos_token_id": 128001, "pad_token_id": 128004}
+    planned = {t.name: t for t in plan(MllamaConfig.from_hf_json(files), 128255)}
+
+    blocks = {name.split(".")[1] for name in planned if name.startswith("blk.")}
+    assert blocks == {str(i) for i in range(80)}
+    self_layers = [i for i in range(100) if i not in cross]
+    for il in (0, 2, 3, 39, 79):
+        assert planned[f"blk.{il}.attn_q.weight"].hf == (
+            f"language_model.model.layers.{self_layers[il]}.self_attn.q_proj.weight"
+        )
+    assert {name.split(".")[2] for name in planned if name.startswith("xattn.blk.")} == {str(i) for i in cross}
+    shapes = {
+        "token_embd.weight": (128264, 8192),
+        "output.weight": (128264, 8192),
+        "blk.79.attn_q.weight": (8192, 8192),
+        "blk.79.attn_k.weight": (1024, 8192),
+        "blk.79.ffn_down.weight": (8192, 28672),
+        "xattn.blk.98.attn_v.weight": (1024, 8192),
+        "xattn.blk.98.attn_k_norm.weight": (128,),
+        "mm.0.weight": (8192, 7680),
+        "v.position_embd.weight": (1601, 1280),
+        "v.tile_position_embd.weight": (9, 4 * 1601 * 1280),
+    }
+    assert {name: planned[name].shape for name in shapes} == shapes
+    n_params = sum(math.prod(t.shape) for t in planned.values() if t.hf)
+    assert n_params == pytest.approx(88.8e9, rel=0.003)  # its model card says 88.8B
+    # llama.cpp gives attn_v of a 70B model more bits, as 8 heads share it; the cross-attention layers too
+    rules = TypeRules.from_options("q4_k_m", "q8_0", None, (), has_importance=False)
+    types = {
+        name: rules.type_of(name, t.role, t.layer, t.shape[-1], "bf16")
+        for name, t in planned.items()
+        if name.endswith("attn_v.weight") and not name.startswith("v.")
+    }
+    assert {types[f"blk.{i}.attn_v.weight"] for i in range(80)} == {"q5_K", "q6_K"}
+    assert types["blk.0.attn_v.weight"] == "q6_K"
+    assert types["blk.11.attn_v.weight"] == "q5_K"
+    assert {types[f"xattn.blk.{i}.attn_v.weight"] for i in cross} == {"q5_K", "q6_K"}
