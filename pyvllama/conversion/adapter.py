@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyvllama.conversion.hub import download_adapter
-from pyvllama.conversion.hub_id import is_hub_id
+from pyvllama.conversion.hub import download_adapter, is_on_hub
 from pyvllama.conversion.safetensors_reader import read_safetensors, unsupported_type
 from pyvllama.conversion.source_tensor import INTEGERS, SourceTensor, to_f32
 from pyvllama.conversion.tensor_map import canonical_name
@@ -133,10 +132,10 @@ def find_adapter(src: str | Path, *, revision: str | None = None) -> Adapter:
         ModelNotFound: there is none.
         CheckpointError: it is damaged, or does more than change weights by low-rank matrices.
     """
-    path = download_adapter(str(src), revision) if is_hub_id(src) else Path(src)
+    path = download_adapter(str(src), revision) if is_on_hub(src) else Path(src)
     if not (path / CONFIG).is_file():
         raise ModelNotFound(f"{src} holds no {CONFIG}: it is no LoRA adapter of PEFT's form")
-    name = str(src).split("/")[1] if is_hub_id(src) else path.resolve().name
+    name = str(src).split("/")[1] if is_on_hub(src) else path.resolve().name
     config = json_object(path / CONFIG, read_text(path / CONFIG))
     _check_kind(path, config)
     modules, others = _sorted_tensors(_tensors(path))

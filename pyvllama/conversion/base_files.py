@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pyvllama.conversion.chat_templates import TEMPLATE_FILES, Files, templates_in
-from pyvllama.conversion.hub import DESCRIPTIONS, download_descriptions
-from pyvllama.conversion.hub_id import is_hub_id
+from pyvllama.conversion.hub import download_descriptions, is_on_hub
 from pyvllama.conversion.text_files import json_object, read_text
 from pyvllama.errors import ModelNotFound
 
@@ -23,6 +22,7 @@ __all__ = ["BaseFiles", "BorrowedFile", "find_base"]
 _ALONE = ("config.json", "generation_config.json", "tokenizer.json")
 _TOKENS = ("tokenizer_config.json", "special_tokens_map.json")
 _IMAGES, _PROCESSOR = "preprocessor_config.json", "processor_config.json"
+_ALL = tuple(dict.fromkeys((*_ALONE, *_TOKENS, _IMAGES, _PROCESSOR, *TEMPLATE_FILES)))
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,9 @@ def find_base(base: str | Path) -> BaseFiles:
     Raises:
         ModelNotFound: there is no such directory or repository, or it describes no model.
     """
-    path = download_descriptions(str(base)) if is_hub_id(base) else Path(base)
+    path = download_descriptions(str(base)) if is_on_hub(base) else Path(base)
     if not path.is_dir():
         raise ModelNotFound(f"base = {base}: no such directory; expected a checkpoint's directory or an id of the Hub")
-    if not any((path / name).is_file() for name in DESCRIPTIONS):
-        raise ModelNotFound(f"base = {base} holds none of the files that describe a model ({', '.join(DESCRIPTIONS)})")
+    if not any((path / name).is_file() for name in _ALL):
+        raise ModelNotFound(f"base = {base} holds none of the files that describe a model ({', '.join(_ALL)})")
     return BaseFiles(path, str(base))

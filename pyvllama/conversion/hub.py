@@ -7,11 +7,11 @@ from pathlib import Path
 from pyvllama.config import MllamaConfig
 from pyvllama.conversion.text_files import json_object, read_text
 from pyvllama.errors import ModelNotFound
-from pyvllama.hub_client import HUB, fetch
+from pyvllama.hub_client import HUB, fetch, is_hub_id
 
-__all__ = ["DESCRIPTIONS", "download", "download_adapter", "download_descriptions"]
+__all__ = ["download", "download_adapter", "download_descriptions", "is_on_hub"]
 
-DESCRIPTIONS = (
+_DESCRIPTIONS = (
     "config.json",
     "generation_config.json",
     "preprocessor_config.json",
@@ -33,6 +33,11 @@ _META_WEIGHTS = ("consolidated*.pth",)
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "non_lora_state_dict.bin")
 
 
+def is_on_hub(src: str | Path) -> bool:
+    """Whether `src` means a repository: `org/name`, as a str, where no such path exists."""
+    return isinstance(src, str) and is_hub_id(src) and not Path(src).exists()
+
+
 def download(repo_id: str, revision: str | None = None, *, has_base: bool = False) -> Path:
     """Fetch what a conversion needs of a repository; what the cache holds already is not fetched again.
 
@@ -51,17 +56,17 @@ def download(repo_id: str, revision: str | None = None, *, has_base: bool = Fals
             lacks it; the message says what to do.
         ConfigError, CheckpointError: it is a checkpoint of another architecture, or its config.json is damaged.
     """
-    folder = fetch(repo_id, revision, DESCRIPTIONS)
+    folder = fetch(repo_id, revision, _DESCRIPTIONS)
     if (folder / "config.json").is_file():
         # Gigabytes of another architecture need not be fetched to be refused.
         MllamaConfig.from_hf_json(json_object(folder / "config.json", read_text(folder / "config.json")))
-        return fetch(repo_id, revision, (*DESCRIPTIONS, *_WEIGHTS))
+        return fetch(repo_id, revision, (*_DESCRIPTIONS, *_WEIGHTS))
     if (folder / "params.json").is_file():
-        return fetch(repo_id, revision, (*DESCRIPTIONS, *_META_WEIGHTS))
+        return fetch(repo_id, revision, (*_DESCRIPTIONS, *_META_WEIGHTS))
     if (folder / "adapter_config.json").is_file():
         return fetch(repo_id, revision, _ADAPTER)
     if has_base:
-        return fetch(repo_id, revision, (*DESCRIPTIONS, *_WEIGHTS))
+        return fetch(repo_id, revision, (*_DESCRIPTIONS, *_WEIGHTS))
     raise ModelNotFound(
         f"{repo_id} holds neither config.json nor params.json: it is no checkpoint (GGUF files need no conversion); "
         f"see {HUB}/{repo_id}/tree/main"
@@ -77,7 +82,7 @@ def download_descriptions(repo_id: str, revision: str | None = None) -> Path:
     Raises:
         ModelNotFound: as `download`.
     """
-    return fetch(repo_id, revision, DESCRIPTIONS)
+    return fetch(repo_id, revision, _DESCRIPTIONS)
 
 
 def download_adapter(repo_id: str, revision: str | None = None) -> Path:

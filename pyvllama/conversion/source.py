@@ -9,8 +9,7 @@ from pathlib import Path
 from pyvllama.conversion.adapter import CONFIG, find_adapter, is_adapter
 from pyvllama.conversion.base_files import find_base
 from pyvllama.conversion.checkpoint import Checkpoint
-from pyvllama.conversion.hub import download, download_descriptions
-from pyvllama.conversion.hub_id import is_hub_id
+from pyvllama.conversion.hub import download, download_descriptions, is_on_hub
 from pyvllama.conversion.lora import merged
 from pyvllama.conversion.meta import MetaCheckpoint, is_meta_checkpoint
 from pyvllama.errors import ConfigError
@@ -62,7 +61,7 @@ def find_source(src: str | Path, *, revision: str | None = None, has_base: bool 
         ModelNotFound: the Hub has no such repository, or does not give it.
         ConfigError: a revision of a directory was asked for.
     """
-    if is_hub_id(src):
+    if is_on_hub(src):
         return Source(download(str(src), revision, has_base=has_base), str(src).split("/")[1])
     if revision is not None:
         raise ConfigError(
@@ -77,7 +76,7 @@ def is_adapter_source(src: str | Path, *, revision: str | None = None) -> bool:
     Raises:
         ModelNotFound: the Hub has no such repository, or does not give it.
     """
-    if not is_hub_id(src):
+    if not is_on_hub(src):
         return is_adapter(Path(src))
     folder = download_descriptions(str(src), revision)
     return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
