@@ -112,6 +112,15 @@ def test_embeddings(tmp_path, tiny_checkpoint):
         assert_equal(weight(module), values(SMALL, module) + change(SMALL, module))
 
 
+def test_the_change_of_an_embedding_is_rounded_by_itself(tmp_path, tiny_checkpoint):
+    """As PEFT does it, for embeddings alone."""
+    weight = opened(tiny_checkpoint, write_adapter(tmp_path / "a", [], embeddings=[EMBED]), dtype="BF16")
+    base, added = rounded(values(SMALL, EMBED), "BF16"), change(SMALL, EMBED)
+    twice = rounded(base + rounded(added, "BF16"), "BF16")
+    assert (weight(EMBED) != twice).mean() < 1e-3
+    assert (rounded(base + added, "BF16") != twice).mean() > 0.01
+
+
 @pytest.mark.parametrize("suffix", ["", ".weight", ".default.weight"])
 def test_dora(suffix, tmp_path, tiny_checkpoint):
     """Rows of W + scale * B @ A, brought to the stored lengths."""
