@@ -174,6 +174,7 @@ class _PlannedCheckpoint(Checkpoint):
 
     def __init__(self, path: Path, files: Mapping[str, Any]) -> None:
         self.path = path
+        self.notes, self.base, self.borrowed = [], None, {}
         self.tensors = {}
         self._files = files
 
