@@ -76,7 +76,7 @@ class ImportanceMatrix:
                     )
                 else:
                     result.entries[name] = ColumnSums(known.sums + found.sums, known.n_rows + found.n_rows)
-            result.datasets = (*result.datasets, *part.datasets)
+            result.datasets = tuple(dict.fromkeys((*result.datasets, *part.datasets)))
             result.chunk_size = part.chunk_size or result.chunk_size
         return result
 
@@ -223,4 +223,3 @@ def _read_old(path: Path) -> ImportanceMatrix:
         number()
         datasets = (take(number()).decode(errors="replace"),) if at < len(data) else ()
     return ImportanceMatrix(entries, datasets, 0)
-

@@ -79,9 +79,8 @@ def write_gguf(
     Raises:
         ConfigError: the disk is full or the file cannot be written.
     """
+    # an importance matrix has no architecture: then none is written
     writer = gguf.GGUFWriter(None, metadata.get("general.architecture", ("str", ""))[1])
-    if "general.architecture" not in metadata:  # an importance matrix has none
-        del writer.kv_data[0]["general.architecture"]
     for key, (kind, value) in metadata.items():
         if kind.endswith("[]"):
             writer.add_key_value(key, value, gguf.GGUFValueType.ARRAY, sub_type=_VALUE_TYPES[kind[:-2]])
