@@ -17,6 +17,8 @@ from pyvllama.cli.pull import pull
 from pyvllama.cli.push import push
 from pyvllama.cli.quantize import quantize
 from pyvllama.cli.rm import rm
+from pyvllama.cli.evaluate import evaluate
+from pyvllama.cli.imatrix import imatrix
 from pyvllama.cli.run import run
 from pyvllama.cli.show import show
 from pyvllama.errors import VllamaError
@@ -79,6 +81,8 @@ main.add_command(list_models)
 main.add_command(rm)
 main.add_command(push)
 main.add_command(cache)
+main.add_command(imatrix)
+main.add_command(evaluate)
 
 if __name__ == "__main__":
     main()
