@@ -114,7 +114,7 @@ class ImportanceMatrix:
         """The file as `output.write_files` takes it: keys and tensors as llama-imatrix orders them."""
         keys = {
             "general.type": ("str", "imatrix"),
-            _DATASETS: ("str[]", list(self.datasets)),
+            _DATASETS: ("str[]", list(self.datasets) or ["unknown"]),  # llama-quantize asks for the key
             _CHUNK_COUNT: ("u32", self.chunk_count),
             _CHUNK_SIZE: ("u32", self.chunk_size),
         }
