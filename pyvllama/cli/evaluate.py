@@ -102,15 +102,20 @@ def _size(pair: PairSize) -> str:
     return f"{parts} = {ui.format_bytes(pair.n_bytes)}"
 
 
+def _kld(value: float) -> str:
+    """Six digits behind the point, as people know it; a small one keeps its leading ones."""
+    return f"{value:.6f}" if value == 0 or value >= 1e-3 else f"{value:.3g}"
+
+
 def _cells(d: Divergence) -> list[tuple[str, str]]:
     return [
         ("tokens", str(d.n_tokens)),
-        ("KL divergence, mean", f"{d.kld_mean:.6f} ± {d.kld_error:.6f}"),
-        ("  median", f"{d.kld_median:.6f}"),
-        ("  90 %", f"{d.kld_p90:.6f}"),
-        ("  99 %", f"{d.kld_p99:.6f}"),
-        ("  99.9 %", f"{d.kld_p99_9:.6f}"),
-        ("  largest", f"{d.kld_max:.6f}"),
+        ("KL divergence, mean", f"{_kld(d.kld_mean)} ± {_kld(d.kld_error)}"),
+        ("  median", _kld(d.kld_median)),
+        ("  90 %", _kld(d.kld_p90)),
+        ("  99 %", _kld(d.kld_p99)),
+        ("  99.9 %", _kld(d.kld_p99_9)),
+        ("  largest", _kld(d.kld_max)),
         ("same top token", f"{100 * d.same_top:.3f} %"),
         ("RMS of Δp", f"{100 * d.dp_rms:.3f} %"),
         ("mean Δp", f"{100 * d.dp_mean:+.3f} %"),

@@ -40,6 +40,10 @@ LAYERS = [
     ["inventory"],
     ["resolve"],
     ["llm"],
+    ["generation", "chats_file"],
+    ["llm", "transcripts"],
+    ["transcript_reader", "divergence"],
+    ["imatrix", "evaluation"],
     [""],
     ["cli."],
 ]
