@@ -74,8 +74,6 @@ def imatrix(
 
     \b
     pyvllama imatrix models-bf16 -d chats.jsonl -d wiki.txt -o models
-    pyvllama convert CHECKPOINT -o models -q iq3_xxs --imatrix models/imatrix-NAME.gguf \\
-        --imatrix models/imatrix-mmproj-NAME.gguf
     """  # noqa: D301  click wants the character itself
     from pyvllama.imatrix import collect_imatrix  # noqa: PLC0415  not needed by the other commands
 

@@ -19,6 +19,7 @@ from pyvllama.cli.quantize import quantize
 from pyvllama.cli.rm import rm
 from pyvllama.cli.evaluate import evaluate
 from pyvllama.cli.imatrix import imatrix
+from pyvllama.cli.quantize import quantize
 from pyvllama.cli.run import run
 from pyvllama.cli.show import show
 from pyvllama.errors import VllamaError

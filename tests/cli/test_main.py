@@ -15,6 +15,8 @@ COMMANDS = sorted(main.commands)
 
 def test_the_commands():
     assert COMMANDS == ["cache", "convert", "export", "list", "pull", "push", "quantize", "rm", "run", "show"]
+    assert COMMANDS == ["cache", "convert", "list", "pull", "push", "quantize", "rm", "run", "show"]
+    assert COMMANDS == ["convert", "eval", "imatrix", "quantize", "run", "show"]
 
 
 @pytest.mark.parametrize("flag", ["-h", "--help"])

@@ -60,7 +60,18 @@ THIRD_PARTY = {
     "rich": ["cli.ui"],
     "prompt_toolkit": ["cli.chat_loop"],
     "PIL": ["image.", "vision_cache"],
-    "numpy": ["_runtime", "gguf_file", "image.", "conversion.", "model", "context", "session", "llm"],
+    "numpy": [
+        "_runtime",
+        "gguf_file",
+        "image.",
+        "conversion.",
+        "model",
+        "context",
+        "session",
+        "llm",
+        "divergence",
+        "evaluation",
+    ],  # fmt: skip
 }
 
 
