@@ -28,9 +28,9 @@ bool ends_with(const std::string & s, const char * end) {
 
 // Our cross-attention blocks scale the input of two matrices by the layer's gate. That is taken out again: the input as
 // the model defines it is what counts, whatever the gate.
-float scale_before(const ggml_tensor * input) {
+float gate_before(const std::string & weight, const ggml_tensor * input) {
     float scale = 1.0f;
-    if (input->op == GGML_OP_SCALE) {
+    if (input->op == GGML_OP_SCALE && weight.compare(0, 6, "xattn.") == 0) {
         memcpy(&scale, input->op_params, sizeof(scale));
     }
     return scale;
@@ -71,11 +71,11 @@ void importance_collector::add(const ggml_tensor * node, int64_t max_rows) {
     if ((int64_t) e.sums.size() != n) {
         throw backend_error(name + " is multiplied with rows of different lengths");
     }
-    const double scale = scale_before(input);
-    if (scale == 0.0) {  // a closed gate: the input cannot be known, and does not matter
+    const double gate = gate_before(name, input);
+    if (gate == 0.0) {  // a closed one: the input cannot be known, and does not matter
         return;
     }
-    const double factor = 1.0 / (scale * scale);
+    const double factor = 1.0 / (gate * gate);
     double * sums = e.sums.data();
     int64_t n_rows = 0;
     for (int64_t i3 = 0; i3 < input->ne[3]; ++i3) {

@@ -5,7 +5,6 @@ divergence of a Q8_0 model is about 1e-3, and rounding log-probabilities to floa
 a unit in the last place is 1e-3 between 2 and 4, 8e-3 between 16 and 32). A row of 128 thousand tokens takes 513 kB.
 """
 
-import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -21,9 +20,8 @@ from pyvllama.divergence import Divergence, TokenFigures, compare, concatenate, 
 from pyvllama.errors import BackendError, Cancelled, ConfigError, FormatError, PromptError
 from pyvllama.gguf_file import GGUFFile
 from pyvllama.locate import locate
-from pyvllama.model import Model
 from pyvllama.transcript_reader import TranscriptReader
-from pyvllama.transcripts import Transcript, located, read_transcripts
+from pyvllama.transcripts import Transcript, located
 from pyvllama.types import Pair
 
 __all__ = ["Evaluation", "PairSize", "evaluate"]
@@ -119,6 +117,10 @@ def evaluate(
     if max_tokens < 1:
         raise ConfigError(f"max_tokens must be at least 1, not {max_tokens}")
     pairs = locate(reference, reference_mmproj), locate(model, mmproj)
+    if _vocabulary(pairs[0]) != _vocabulary(pairs[1]):
+        raise FormatError(
+            f"{pairs[1].text} and {pairs[0].text} have different vocabularies: their probabilities cannot be compared"
+        )
     items = read_chats(datasets)
     options: dict[str, Any] = {
         "n_ctx": n_ctx, "n_batch": min(_N_BATCH, n_ctx), "n_threads": n_threads, "n_gpu_layers": n_gpu_layers
@@ -128,9 +130,8 @@ def evaluate(
     with _temporary_file(folder) as store:
         tell(0.0, "loading the reference")
         with TranscriptReader(pairs[0], **options) as reader:
-            transcripts = [t for item in items for t in read_transcripts(item, reader.model, chunk_tokens)]
+            transcripts = reader.transcripts(items, chunk_tokens)
             _check_space(folder, transcripts, max_tokens, reader.model.n_vocab)
-            vocabulary = _vocabulary(reader.model)
             for i, transcript in enumerate(transcripts):
                 tell(0.5 * i / len(transcripts), f"reference: {transcript.where}")
                 transcripts[i] = _keep_logits(reader, transcript, max_tokens, store)
@@ -139,11 +140,6 @@ def evaluate(
         store.seek(0)
         tell(0.5, "loading the model")
         with TranscriptReader(pairs[1], **options) as reader:
-            if _vocabulary(reader.model) != vocabulary:
-                raise FormatError(
-                    f"{pairs[1].text} and {pairs[0].text} have different vocabularies: their probabilities cannot be "
-                    "compared"
-                )
             figures = []
             for i, transcript in enumerate(transcripts):
                 tell(0.5 + 0.5 * i / len(transcripts), f"model: {transcript.where}")
@@ -178,14 +174,20 @@ def _check_space(folder: Path, transcripts: Sequence[Transcript], max_tokens: in
         )
 
 
-def _vocabulary(model: Model) -> tuple[int, str]:
-    tokens = model.text_metadata["tokenizer.ggml.tokens"][: model.n_vocab]
-    return model.n_vocab, hashlib.sha256("\0".join(tokens).encode()).hexdigest()
+def _vocabulary(pair: Pair) -> list[str]:
+    """The tokens that the model can say; found without loading it."""
+    tokens = GGUFFile(pair.text).metadata.get("tokenizer.ggml.tokens")
+    n_vocab = GGUFFile(pair.mmproj).metadata.get("clip.mllama.text.vocab_size")
+    if not isinstance(tokens, list) or not isinstance(n_vocab, int):
+        raise FormatError(f"{pair.text} and {pair.mmproj} are no pair of this kind: they do not tell their vocabulary")
+    return tokens[:n_vocab]
 
 
 def _logits(reader: TranscriptReader, transcript: Transcript) -> Iterator[npt.NDArray[np.float32]]:
     """Logits of the rows before the answers' tokens, batch by batch."""
-    cells = reader.cells(transcript)
+    if not transcript.answers:
+        return
+    cells = reader.cells(transcript)[: transcript.answers[-1]]  # what follows the last answer predicts nothing
     with located(transcript.where):
         for part in reader.session.logits_of(cells, {k - 1 for k in transcript.answers}):
             yield part[:, : reader.model.n_vocab]

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from pyvllama._runtime import native
-from pyvllama.chats_file import read_chats
+from pyvllama.chats_file import Chat, read_chats
 from pyvllama.conversion.imatrix_file import ColumnSums, ImportanceMatrix
 from pyvllama.conversion.output import check_existing, write_files
 from pyvllama.errors import Cancelled, ConfigError
 from pyvllama.locate import locate, name_without_type
 from pyvllama.transcript_reader import TranscriptReader
-from pyvllama.transcripts import Transcript, located, read_transcripts
+from pyvllama.transcripts import Transcript, located
 
 __all__ = ["Calibration", "collect_imatrix"]
 
@@ -104,7 +104,7 @@ def collect_imatrix(
     with TranscriptReader(
         pair, n_ctx=n_ctx, n_batch=min(512, n_ctx), n_threads=n_threads, n_gpu_layers=n_gpu_layers
     ) as reader:
-        transcripts = [t for item in items for t in read_transcripts(item, reader.model, chunk_tokens)]
+        transcripts = reader.transcripts(items, chunk_tokens)
         counter = _Counter(reader, process_output)
         for i, transcript in enumerate(transcripts):
             if tell(i / len(transcripts), transcript.where) is False:
@@ -113,12 +113,12 @@ def collect_imatrix(
     matrices = counter.matrices(tuple(Path(d).name for d in datasets), chunk_tokens)
     files = [matrix.output_file(path) for matrix, path in zip(matrices, paths, strict=True) if len(matrix)]
     write_files(files, overwrite=overwrite)
-    n_chunks = sum(1 for t in transcripts if ", chunk " in t.where)
+    n_chats = sum(isinstance(item, Chat) for item in items)  # one transcript each; a text gives several
     return Calibration(
         text=paths[0],
         mmproj=paths[1] if len(matrices[1]) else None,
-        n_chats=len(transcripts) - n_chunks,
-        n_chunks=n_chunks,
+        n_chats=n_chats,
+        n_chunks=len(transcripts) - n_chats,
         n_tokens=counter.n_tokens,
         n_images=len(counter.seen),
         n_weights=sum(map(len, matrices)),

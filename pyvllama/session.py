@@ -66,7 +66,7 @@ class Session:
             ContextOverflow: the prompt has more positions than the context; nothing has changed.
             BackendError, KeyboardInterrupt: see `Context.decode`; what was decoded before stays valid.
         """
-        self._require_room(prompt)
+        self.require_room(len(prompt))
         same = 0
         while same < min(len(prompt) - 1, self.n_past) and prompt[same] == self._cells[same]:
             same += 1
@@ -104,7 +104,7 @@ class Session:
         Yields:
             float32 [number of rows in the batch, n_tokens of the vocabulary], at most n_batch rows.
         """
-        self._require_room(prompt)
+        self.require_room(len(prompt))
         self.truncate(0)
         yield from self._extend(prompt, rows, collect=True)
 
@@ -113,10 +113,24 @@ class Session:
 
         For collectors: of rows whose logits nobody wants, llama.cpp leaves out a part of the last layer.
         """
-        self._require_room(prompt)
+        self.require_room(len(prompt))
         self.truncate(0)
         for _ in self._extend(prompt, range(len(prompt))):
             pass
+
+    def require_room(self, n: int) -> None:
+        """Refuse a prompt of n positions that cannot be read.
+
+        Raises:
+            PromptError: an empty one. ContextOverflow: one longer than the context.
+        """
+        if n == 0:
+            raise PromptError("the prompt is empty")
+        if n > self.context.n_ctx:
+            raise ContextOverflow(
+                f"the prompt has {n} tokens, the context {self.context.n_ctx}: shorten the conversation or load the "
+                "model with a larger n_ctx (--ctx-size)"
+            )
 
     def truncate(self, n: int) -> None:
         """Forget all positions from n on."""
@@ -128,15 +142,6 @@ class Session:
         """Let go of the images; the context is closed by who made it."""
         self._cells.clear()
         self._groups.clear()
-
-    def _require_room(self, prompt: Sequence[Cell]) -> None:
-        if not prompt:
-            raise PromptError("the prompt is empty")
-        if len(prompt) > self.context.n_ctx:
-            raise ContextOverflow(
-                f"the prompt has {len(prompt)} tokens, the context {self.context.n_ctx}: shorten the conversation or "
-                f"load the model with a larger n_ctx (--ctx-size)"
-            )
 
     def _extend(
         self, cells: Sequence[Cell], wanted: Container[int] | None = None, *, collect: bool = False

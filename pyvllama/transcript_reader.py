@@ -1,15 +1,16 @@
 """A loaded model that reads transcripts from beginning to end."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from pyvllama._runtime import default_n_threads
+from pyvllama.chats_file import Chat, Text
 from pyvllama.context import Context, ContextParams
 from pyvllama.generation import generate
 from pyvllama.image.source import load_image
 from pyvllama.model import Model
 from pyvllama.session import Cell, Session
-from pyvllama.transcripts import Transcript, located
+from pyvllama.transcripts import Transcript, located, read_transcripts
 from pyvllama.types import Pair, SamplingParams, Timings
 from pyvllama.vision_cache import VisionCache
 
@@ -61,6 +62,22 @@ class TranscriptReader:
         self.session.close()
         self.session.context.close()
         self.model.close()
+
+    def transcripts(self, items: Sequence[Chat | Text], chunk_tokens: int) -> list[Transcript]:
+        """All transcripts of a dataset, see `read_transcripts`; what would fail in the middle of a long run fails here.
+
+        Raises:
+            PromptError, ImageError: a chat or a picture (unless it is on the net); says which file and line.
+            ContextOverflow: a chat longer than the context.
+        """
+        found = [t for item in items for t in read_transcripts(item, self.model, chunk_tokens)]
+        for transcript in found:
+            with located(transcript.where):
+                self.session.require_room(len(transcript.token_ids))
+                for slot in transcript.images:
+                    if not str(slot.source).lower().startswith(("http:", "https:")):
+                        load_image(slot.source)
+        return found
 
     def cells(self, transcript: Transcript, on_image: Callable[[bytes], None] | None = None) -> list[Cell]:
         """The transcript's positions, its images encoded.

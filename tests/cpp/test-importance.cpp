@@ -82,6 +82,10 @@ static void test_sums() {
     c.add(gated.node);
     const auto & g = c.entries().at("xattn.blk.3.ffn_down.weight");
     CHECK(g.n_rows == 1 && near(g.sums[0], 4) && near(g.sums[1], 16));
+    product other("blk.3.ffn_down.weight", 2, 1, 1, 0.25f);  // llama.cpp's own scales are part of the input
+    other.fill({ 0.5f, -1.0f });
+    c.add(other.node);
+    CHECK(c.entries().at("blk.3.ffn_down.weight").sums[1] == 1);
     product closed("xattn.blk.4.ffn_down.weight", 2, 1, 1, 0.0f);
     closed.fill({ 0, 0 });
     c.add(closed.node);

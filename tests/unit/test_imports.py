@@ -61,17 +61,9 @@ THIRD_PARTY = {
     "prompt_toolkit": ["cli.chat_loop"],
     "PIL": ["image.", "vision_cache"],
     "numpy": [
-        "_runtime",
-        "gguf_file",
-        "image.",
-        "conversion.",
-        "model",
-        "context",
-        "session",
-        "llm",
-        "divergence",
-        "evaluation",
-    ],  # fmt: skip
+        *("_runtime", "gguf_file", "image.", "conversion.", "model", "context", "session", "llm"),
+        *("divergence", "evaluation"),
+    ],
 }
 
 
