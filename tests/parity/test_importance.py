@@ -17,7 +17,7 @@ from tiny_configs import CONFIGS
 from pyvllama._runtime import llama_cpp, native
 from pyvllama.errors import BackendError, Cancelled
 
-BOUND = 1e-5  # relative, of each column's sum; float32 products on both sides, measured: below 3e-6
+BOUND = 3e-5  # relative, of each column's sum; float32 products on both sides, measured: below 1e-5
 
 
 def collect(decoder, mmproj, case, pieces=None):
