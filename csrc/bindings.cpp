@@ -213,7 +213,6 @@ nb::ndarray<nb::numpy, float, nb::c_contig> layer_states(const image_states & se
     return out;
 }
 
-// name -> (float64 [n_per_row], rows counted)
 nb::dict importance_dict(const importance_collector & self) {
     nb::dict d;
     for (const auto & [name, entry] : self.entries()) {
@@ -314,12 +313,10 @@ NB_MODULE(_native, m) {
 
     nb::class_<importance_collector>(
         m, "ImportanceCollector",
-        "Adds up the squared inputs of every weight column while models compute: what an importance matrix is made of. "
-        "Not thread-safe.")
+        "Adds up the squared inputs of every weight column while models compute. Not thread-safe.")
         .def(nb::init<bool>(), nb::kw_only(), "process_output"_a = false, "process_output: also of output.weight.")
         .def_prop_ro("entries", &importance_dict,
-                     "A copy as a dict: name of a weight in its GGUF file -> (float64 [n_per_row]: sums of squares, "
-                     "number of rows counted).");
+                     "A copy: name of a weight in its file -> (float64 [n_per_row]: sums of squares, rows counted).");
 
     nb::class_<mmproj>(m, "Mmproj", "An mmproj file in memory: encodes images, one at a time.")
         .def(nb::new_(&load_mmproj), "path"_a, nb::kw_only(), "device"_a = "cpu", "n_threads"_a = 1,

@@ -20,6 +20,7 @@ from pyvllama.divergence import Divergence, TokenFigures, compare, concatenate, 
 from pyvllama.errors import BackendError, Cancelled, ConfigError, FormatError, PromptError
 from pyvllama.gguf_file import GGUFFile
 from pyvllama.locate import locate
+from pyvllama.resolve import resolve
 from pyvllama.transcript_reader import TranscriptReader
 from pyvllama.transcripts import Transcript, located
 from pyvllama.types import Pair
@@ -95,7 +96,8 @@ def evaluate(
 
     Args:
         model: the pair to be judged, as `pyvllama.load` takes it.
-        reference: the one that counts as right, say in BF16; of the same vocabulary.
+        reference: the one that counts as right, say in BF16; of the same vocabulary. A text GGUF or a directory with
+            both files: a checkpoint is not converted on the way, as it would be to four bits.
         datasets: files of chats (.jsonl) or text, see `chats_file`. Not those that an importance matrix was made of.
         mmproj, reference_mmproj: their mmproj files, where they are not beside the text files.
         n_ctx: positions of the context: the longest chat.
@@ -116,7 +118,7 @@ def evaluate(
         raise ConfigError(f"chunk_tokens must be between {_MIN_CHUNK} and n_ctx = {n_ctx}, not {chunk_tokens}")
     if max_tokens < 1:
         raise ConfigError(f"max_tokens must be at least 1, not {max_tokens}")
-    pairs = locate(reference, reference_mmproj), locate(model, mmproj)
+    pairs = locate(reference, reference_mmproj), resolve(model, mmproj)
     if _vocabulary(pairs[0]) != _vocabulary(pairs[1]):
         raise FormatError(
             f"{pairs[1].text} and {pairs[0].text} have different vocabularies: their probabilities cannot be compared"

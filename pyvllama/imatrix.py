@@ -14,7 +14,8 @@ from pyvllama.chats_file import Chat, read_chats
 from pyvllama.conversion.imatrix_file import ColumnSums, ImportanceMatrix
 from pyvllama.conversion.output import check_existing, write_files
 from pyvllama.errors import Cancelled, ConfigError
-from pyvllama.locate import locate, name_without_type
+from pyvllama.file_names import IMATRIX_PREFIX, MMPROJ_PREFIX, parse_file_name
+from pyvllama.locate import locate
 from pyvllama.transcript_reader import TranscriptReader
 from pyvllama.transcripts import Transcript, located
 
@@ -70,7 +71,8 @@ def collect_imatrix(
     written before everything has been read.
 
     Args:
-        model, mmproj: the pair, as `pyvllama.load` takes it; best in BF16, F16 or Q8_0.
+        model, mmproj: the pair: a text GGUF, a directory with both files, or None: the bundled one. Best in BF16, F16
+            or Q8_0; so a checkpoint is not converted on the way, as `pyvllama.load` would, to four bits.
         datasets: files of chats (.jsonl) or text, see `chats_file`.
         out_dir: directory for both files, made if need be.
         name: of the files; None: the text file's, without its type.
@@ -94,8 +96,8 @@ def collect_imatrix(
     if max_tokens < 0:
         raise ConfigError(f"max_tokens must not be negative, not {max_tokens}")
     pair = locate(model, mmproj)
-    name = name or name_without_type(pair.text.stem)
-    paths = [Path(out_dir) / f"imatrix-{prefix}{name}.gguf" for prefix in ("", "mmproj-")]
+    name = name or parse_file_name(pair.text).base
+    paths = [Path(out_dir) / f"{IMATRIX_PREFIX}{kind}{name}.gguf" for kind in ("", MMPROJ_PREFIX)]
     check_existing(paths, overwrite=overwrite)
     items = read_chats(datasets)
     tell = progress or (lambda fraction, what: None)

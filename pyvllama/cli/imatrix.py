@@ -59,9 +59,9 @@ def imatrix(
 ) -> None:
     """Measure which weights matter, over a calibration set; `convert` and `quantize` spare them.
 
-    MODEL is a pair of high precision (BF16, F16, Q8_0). Two files are written: imatrix-NAME.gguf for the text model, in
-    llama.cpp's format (llama-quantize takes it too), and imatrix-mmproj-NAME.gguf for cross-attention layers and vision
-    tower. Give both to --imatrix.
+    MODEL is a pair of high precision (BF16, F16, Q8_0): a text GGUF or a directory with both files. Two files are
+    written: imatrix-NAME.gguf for the text model, in llama.cpp's format (llama-quantize takes it too), and
+    imatrix-mmproj-NAME.gguf for cross-attention layers and vision tower. Give both to --imatrix.
 
     The calibration set should look like what the model is used for: 100 or more chats with pictures, and some without.
     A line of a .jsonl file is a chat in OpenAI's shape; pictures are paths beside the file, addresses or data: URIs:

@@ -12,14 +12,13 @@ from pyvllama.cli import ui
 from pyvllama.cli.cache import cache
 from pyvllama.cli.convert import convert
 from pyvllama.cli.export import export
+from pyvllama.cli.evaluate import evaluate
+from pyvllama.cli.imatrix import imatrix
 from pyvllama.cli.list_models import list_models
 from pyvllama.cli.pull import pull
 from pyvllama.cli.push import push
 from pyvllama.cli.quantize import quantize
 from pyvllama.cli.rm import rm
-from pyvllama.cli.evaluate import evaluate
-from pyvllama.cli.imatrix import imatrix
-from pyvllama.cli.quantize import quantize
 from pyvllama.cli.run import run
 from pyvllama.cli.show import show
 from pyvllama.errors import VllamaError

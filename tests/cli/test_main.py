@@ -17,6 +17,9 @@ def test_the_commands():
     assert COMMANDS == ["cache", "convert", "export", "list", "pull", "push", "quantize", "rm", "run", "show"]
     assert COMMANDS == ["cache", "convert", "list", "pull", "push", "quantize", "rm", "run", "show"]
     assert COMMANDS == ["convert", "eval", "imatrix", "quantize", "run", "show"]
+    assert [
+        *("cache", "convert", "eval", "imatrix", "list", "pull", "push", "quantize", "rm", "run", "show"),
+    ] == COMMANDS
 
 
 @pytest.mark.parametrize("flag", ["-h", "--help"])
