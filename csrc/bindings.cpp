@@ -311,9 +311,8 @@ NB_MODULE(_native, m) {
             "values", [](const image_states & self, size_t j) { return layer_states(self, j, false); }, "j_cross"_a,
             "float32 [n_head_kv, n_tokens, n_embd_head]: values of the j-th cross-attention layer, for evaluation.");
 
-    nb::class_<importance_collector>(
-        m, "ImportanceCollector",
-        "Adds up the squared inputs of every weight column while models compute. Not thread-safe.")
+    nb::class_<importance_collector>(m, "ImportanceCollector",
+                                     "Adds up squared inputs of weight columns while models compute. Not thread-safe.")
         .def(nb::init<bool>(), nb::kw_only(), "process_output"_a = false, "process_output: also of output.weight.")
         .def_prop_ro("entries", &importance_dict,
                      "A copy: name of a weight in its file -> (float64 [n_per_row]: sums of squares, rows counted).");
