@@ -31,7 +31,6 @@ from pyvllama.types import Pair, SamplingParams
 
 if TYPE_CHECKING:
     from pyvllama.conversion import convert, export, quantize
-    from pyvllama.conversion import convert, quantize
     from pyvllama.evaluation import evaluate
     from pyvllama.imatrix import collect_imatrix
 
@@ -57,18 +56,18 @@ __all__ = [
     "collect_imatrix",
     "convert",
     "errors",
-    "export",
     "evaluate",
+    "export",
     "load",
     "quantize",
 ]
 
 
-_LAZY = {"convert": "pyvllama.conversion", "export": "pyvllama.conversion", "quantize": "pyvllama.conversion"}
 _LAZY = {
     "collect_imatrix": "pyvllama.imatrix",
     "convert": "pyvllama.conversion",
     "evaluate": "pyvllama.evaluation",
+    "export": "pyvllama.conversion",
     "quantize": "pyvllama.conversion",
 }
 """Not loaded by those who only chat."""

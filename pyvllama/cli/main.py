@@ -11,8 +11,8 @@ from pyvllama import __version__
 from pyvllama.cli import ui
 from pyvllama.cli.cache import cache
 from pyvllama.cli.convert import convert
-from pyvllama.cli.export import export
 from pyvllama.cli.evaluate import evaluate
+from pyvllama.cli.export import export
 from pyvllama.cli.imatrix import imatrix
 from pyvllama.cli.list_models import list_models
 from pyvllama.cli.pull import pull
