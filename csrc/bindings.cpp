@@ -12,6 +12,7 @@
 
 #include "decode-hook.h"
 #include "errors.h"
+#include "importance.h"
 #include "mmproj.h"
 #include "quantize.h"
 
@@ -212,6 +213,16 @@ nb::ndarray<nb::numpy, float, nb::c_contig> layer_states(const image_states & se
     return out;
 }
 
+nb::dict importance_dict(const importance_collector & self) {
+    nb::dict d;
+    for (const auto & [name, entry] : self.entries()) {
+        auto sums = new_array<double>({ entry.sums.size() });
+        std::copy(entry.sums.begin(), entry.sums.end(), sums.data());
+        d[name.c_str()] = nb::make_tuple(nb::cast(sums), entry.n_rows);
+    }
+    return d;
+}
+
 nb::dict stats_dict(const decode_hook & self) {
     const hook_stats & s = self.stats();
     nb::dict d;
@@ -300,6 +311,12 @@ NB_MODULE(_native, m) {
             "values", [](const image_states & self, size_t j) { return layer_states(self, j, false); }, "j_cross"_a,
             "float32 [n_head_kv, n_tokens, n_embd_head]: values of the j-th cross-attention layer, for evaluation.");
 
+    nb::class_<importance_collector>(m, "ImportanceCollector",
+                                     "Adds up squared inputs of weight columns while models compute. Not thread-safe.")
+        .def(nb::init<bool>(), nb::kw_only(), "process_output"_a = false, "process_output: also of output.weight.")
+        .def_prop_ro("entries", &importance_dict,
+                     "A copy: name of a weight in its file -> (float64 [n_per_row]: sums of squares, rows counted).");
+
     nb::class_<mmproj>(m, "Mmproj", "An mmproj file in memory: encodes images, one at a time.")
         .def(nb::new_(&load_mmproj), "path"_a, nb::kw_only(), "device"_a = "cpu", "n_threads"_a = 1,
              "cross_kv_type"_a = "f16", "repack"_a = true, "merge_padding"_a = true, "progress"_a = nb::none(),
@@ -327,6 +344,8 @@ NB_MODULE(_native, m) {
             "device", [](const mmproj & self) { return std::string(self.weights()->dev().name()); },
             "ggml's name of the device.")
         .def("set_n_threads", &mmproj::set_n_threads, "n_threads"_a, "CPU threads for encoding.")
+        .def("set_collector", &mmproj::set_collector, "collector"_a.none(),
+             "Count the inputs of all matrices of images encoded from now on; None: no more.")
         .def(
             "encode", &encode, "pixel_values"_a, "aspect_ratio_id"_a, nb::kw_only(), "want_states"_a = false,
             "progress"_a = nb::none(),
@@ -375,5 +394,7 @@ NB_MODULE(_native, m) {
              "meanwhile.\n"
              "    The batch's rows must then be removed from the KV cache.")
         .def("set_n_threads", &decode_hook::set_n_threads, "n_threads"_a, "CPU threads for cross-attention.")
+        .def("set_collector", &decode_hook::set_collector, "collector"_a.none(),
+             "Count the inputs of all matrices of batches decoded from now on; None: no more. Not within a batch.")
         .def_prop_ro("stats", &stats_dict, "Counters since creation, as a dict.");
 }

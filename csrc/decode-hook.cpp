@@ -99,7 +99,7 @@ void decode_hook::end(bool decoded) {
     }
 }
 
-bool decode_hook::wants(const ggml_tensor * tensor) const {
+bool decode_hook::wants_layer(const ggml_tensor * tensor) const {
     if (!plan_.sees_images() || failure_) {
         return false;
     }
@@ -107,14 +107,22 @@ bool decode_hook::wants(const ggml_tensor * tensor) const {
     return il >= 0 && cross_after_.count(il) > 0;
 }
 
+bool decode_hook::wants_input(const ggml_tensor * tensor) const {
+    return collector_ && !failure_ && collector_->wants(tensor);
+}
+
 bool decode_hook::cb_eval(ggml_tensor * tensor, bool ask, void * user_data) {
     decode_hook & self = *(decode_hook *) user_data;
     if (ask) {
-        return self.wants(tensor);
+        return self.wants_layer(tensor) || self.wants_input(tensor);
     }
     const int64_t t0 = ggml_time_us();
     try {
-        self.after_layer(tensor);
+        if (self.wants_input(tensor)) {
+            self.collector_->add(tensor);
+        } else {
+            self.after_layer(tensor);
+        }
     } catch (...) {  // an exception must not pass through llama.cpp
         self.failure_ = std::current_exception();
     }
@@ -242,7 +250,7 @@ void decode_hook::run_block(size_t j_cross, ggml_tensor * l_out, const row_run &
             view->buffer = b.x->buffer;
         }
     }
-    compute_graph(backend_.get(), b.graph);
+    compute_graph(backend_.get(), b.graph, nullptr, { collector_.get(), -1 });
     if (copy) {
         ggml_backend_tensor_copy(b.x, b.far);
         stats_.n_copies++;

@@ -16,6 +16,7 @@
 
 #include "batch-plan.h"
 #include "cross-attn-graph.h"
+#include "importance.h"
 
 namespace pyvllama {
 
@@ -46,6 +47,10 @@ class decode_hook {
     // throws backend_error.
     void end(bool decoded);
 
+    // From now on the inputs of all matrices, llama.cpp's and those of the cross-attention layers, are counted there;
+    // nullptr: no more.
+    void set_collector(std::shared_ptr<importance_collector> collector) { collector_ = std::move(collector); }
+
     void set_n_threads(int n_threads);
     const hook_stats & stats() const { return stats_; }
 
@@ -56,7 +61,8 @@ class decode_hook {
   private:
     struct block;  // a graph, built once for a shape and replayed
 
-    bool wants(const ggml_tensor * tensor) const;
+    bool wants_layer(const ggml_tensor * tensor) const;
+    bool wants_input(const ggml_tensor * tensor) const;
     void after_layer(ggml_tensor * l_out);
     void run_block(size_t j_cross, ggml_tensor * l_out, const row_run & run);
     block & find_block(size_t j_cross, const ggml_tensor * l_out, const row_run & run, bool copy);
@@ -67,6 +73,7 @@ class decode_hook {
     const attention_form form_;
     ggml_backend_ptr backend_;
     std::function<void()> poll_;
+    std::shared_ptr<importance_collector> collector_;
     int64_t last_poll_us_ = 0;
     std::map<int, std::vector<size_t>> cross_after_;  // self-attention layer -> cross layers that follow it
 

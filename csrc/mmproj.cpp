@@ -15,7 +15,8 @@ namespace {
 constexpr float TOWER_SHARE = 0.97f;
 
 image_states_ptr compute_image_states(const mllama_weights & weights, attention_form form, ggml_type type,
-                                      ggml_backend_t backend, ggml_tensor * states, const progress_fn & progress) {
+                                      ggml_backend_t backend, ggml_tensor * states, const progress_fn & progress,
+                                      importance_collector * collector) {
     auto image = std::make_shared<image_states>(weights, form, type, (int) states->ne[1]);
     const size_t n_nodes = 24 * weights.cross.size() + 16;
     ggml_context_ptr ctx(
@@ -28,7 +29,7 @@ image_states_ptr compute_image_states(const mllama_weights & weights, attention_
         throw backend_error(std::string("no memory on ") + ggml_backend_name(backend) +
                             " for an image's keys and values");
     }
-    compute_graph(backend, graph, progress);
+    compute_graph(backend, graph, progress, { collector, -1 });
     return image;
 }
 
@@ -45,6 +46,14 @@ mmproj::mmproj(const std::string & path, const mmproj_options & options, const p
     weights_ = std::make_shared<const mllama_weights>(path, dev, options.repack, progress);
     form_ = dev.is_cpu() ? attention_form::softmax : attention_form::flash;
     backend_ = dev.new_backend(options.n_threads);
+}
+
+void mmproj::set_collector(std::shared_ptr<importance_collector> collector) {
+    if (encoding_thread_ == std::this_thread::get_id()) {
+        throw backend_error("an image is being encoded: its progress callback cannot change what is collected");
+    }
+    const std::lock_guard<std::mutex> lock(encoding_);
+    collector_ = std::move(collector);
 }
 
 image_states_ptr mmproj::encode(const float * pixels, int n_tiles, int aspect_ratio_id, std::vector<float> * states_out,
@@ -67,13 +76,15 @@ image_states_ptr mmproj::encode(const float * pixels, int n_tiles, int aspect_ra
     size_t compute_bytes = 0;
     {
         vision_graph graph(*weights_, input.rows, states);
-        graph.compute(backend_.get(), input, progress ? [&](float f) { progress(f * TOWER_SHARE); } : progress_fn());
+        graph.compute(backend_.get(), input, progress ? [&](float f) { progress(f * TOWER_SHARE); } : progress_fn(),
+                      collector_.get());
         compute_bytes = graph.compute_bytes();
     }
     const int64_t t1 = ggml_time_us();
     image_states_ptr image = compute_image_states(
         *weights_, form_, options_.cross_kv_type, backend_.get(), states,
-        progress ? [&](float f) { progress(TOWER_SHARE + f * (1.0f - TOWER_SHARE)); } : progress_fn());
+        progress ? [&](float f) { progress(TOWER_SHARE + f * (1.0f - TOWER_SHARE)); } : progress_fn(),
+        collector_.get());
     if (progress) {
         progress(1.0f);
     }

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "image-states.h"
+#include "importance.h"
 #include "mllama-weights.h"
 
 namespace pyvllama {
@@ -41,6 +42,9 @@ class mmproj {
     image_states_ptr encode(const float * pixels, int n_tiles, int aspect_ratio_id, std::vector<float> * states,
                             encode_stats * stats, const progress_fn & progress);
 
+    // From now on the inputs of all matrices are counted there; nullptr: no more.
+    void set_collector(std::shared_ptr<importance_collector> collector);
+
     void set_n_threads(int n_threads) { pyvllama::set_n_threads(backend_.get(), n_threads); }
 
   private:
@@ -50,6 +54,7 @@ class mmproj {
     std::shared_ptr<const mllama_weights> weights_;
     attention_form form_;
     ggml_backend_ptr backend_;
+    std::shared_ptr<importance_collector> collector_;
 };
 
 }  // namespace pyvllama

@@ -3,6 +3,7 @@
 // VisionEncoder (llama-models, llama3/multimodal/model.py): the intermediate outputs are the states ENTERING a layer.
 #pragma once
 
+#include "importance.h"
 #include "vision-input.h"
 
 namespace pyvllama {
@@ -13,8 +14,10 @@ class vision_graph {
     vision_graph(const mllama_weights & weights, const vision_rows & rows, ggml_tensor * states);
 
     // Allocates on the backend's device, uploads, computes. Throws backend_error. on_node, if given, is called between
-    // graph nodes with the fraction done (on the CPU) and may throw to stop.
-    void compute(ggml_backend_t backend, const vision_input & input, const progress_fn & on_node);
+    // graph nodes with the fraction done (on the CPU) and may throw to stop. collector, if given, counts the inputs of
+    // all matrices.
+    void compute(ggml_backend_t backend, const vision_input & input, const progress_fn & on_node,
+                 importance_collector * collector = nullptr);
 
     size_t compute_bytes() const;  // of the scratch buffer, after compute()
 

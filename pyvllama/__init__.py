@@ -31,6 +31,8 @@ from pyvllama.types import Pair, SamplingParams
 
 if TYPE_CHECKING:
     from pyvllama.conversion import convert, export, quantize
+    from pyvllama.evaluation import evaluate
+    from pyvllama.imatrix import collect_imatrix
 
 __version__ = "0.1.0"
 
@@ -51,15 +53,23 @@ __all__ = [
     "SamplingParams",
     "VllamaError",
     "__version__",
+    "collect_imatrix",
     "convert",
     "errors",
+    "evaluate",
     "export",
     "load",
     "quantize",
 ]
 
 
-_LAZY = {"convert": "pyvllama.conversion", "export": "pyvllama.conversion", "quantize": "pyvllama.conversion"}
+_LAZY = {
+    "collect_imatrix": "pyvllama.imatrix",
+    "convert": "pyvllama.conversion",
+    "evaluate": "pyvllama.evaluation",
+    "export": "pyvllama.conversion",
+    "quantize": "pyvllama.conversion",
+}
 """Not loaded by those who only chat."""
 
 

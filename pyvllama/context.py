@@ -134,6 +134,11 @@ class Context:
         stats: dict[str, Any] = self._hook.stats
         return stats
 
+    def set_collector(self, collector: native.ImportanceCollector | None) -> None:
+        """Count the inputs of all matrices of rows decoded from now on; None: no more."""
+        self.handle  # noqa: B018  raises when closed
+        self._hook.set_collector(collector)
+
     def decode(self, rows: Sequence[Row], *, collect: bool = False) -> npt.NDArray[np.float32]:
         """Compute rows, in order, at most n_batch of them.
 

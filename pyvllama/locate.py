@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pyvllama.errors import ModelNotFound
-from pyvllama.file_names import MMPROJ_PREFIX, parse_file_name
+from pyvllama.file_names import IMATRIX_PREFIX, MMPROJ_PREFIX, parse_file_name
 from pyvllama.types import Pair
 
 __all__ = ["as_path", "find_mmproj", "is_checkpoint", "locate", "pocket_pair", "pocket_picture"]
@@ -103,7 +103,7 @@ def _pair_in(folder: Path, mmproj: Path | None = None) -> Pair:
 
 def _texts_in(folder: Path) -> list[Path]:
     """Every text model's file, of split ones the first."""
-    found = (p for p in folder.glob("*.gguf") if not p.name.startswith(MMPROJ_PREFIX))
+    found = (p for p in folder.glob("*.gguf") if not p.name.startswith((MMPROJ_PREFIX, IMATRIX_PREFIX)))
     return sorted(p for p in found if parse_file_name(p).shard == 1)
 
 

@@ -1,6 +1,6 @@
 """One conversation on a context: which token and image stands at each position, and what the KV cache holds of it."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,12 +66,13 @@ class Session:
             ContextOverflow: the prompt has more positions than the context; nothing has changed.
             BackendError, KeyboardInterrupt: see `Context.decode`; what was decoded before stays valid.
         """
-        self._require_room(prompt)
+        self.require_room(len(prompt))
         same = 0
         while same < min(len(prompt) - 1, self.n_past) and prompt[same] == self._cells[same]:
             same += 1
         self.truncate(same)
-        self._extend(prompt[same:], collect=False)
+        for _ in self._extend(prompt[same:]):
+            pass
         return len(prompt) - same
 
     def append(self, cell: Cell) -> None:
@@ -82,7 +83,8 @@ class Session:
         """
         if self.n_left < 1:
             raise ContextOverflow(f"the context of {self.context.n_ctx} positions is full")
-        self._extend([cell], collect=False)
+        for _ in self._extend([cell]):
+            pass
 
     def logits(self, prompt: Sequence[Cell]) -> npt.NDArray[np.float32]:
         """Decode the prompt from the start and return every row's logits.
@@ -90,9 +92,45 @@ class Session:
         Returns:
             float32 [number of cells, n_tokens of the vocabulary].
         """
-        self._require_room(prompt)
+        return np.concatenate(list(self.logits_of(prompt, range(len(prompt)))))
+
+    def logits_of(self, prompt: Sequence[Cell], rows: Container[int]) -> Iterator[npt.NDArray[np.float32]]:
+        """Decode the prompt from the start and yield logits of some rows, batch by batch.
+
+        Args:
+            prompt: at least one cell.
+            rows: positions; only for these the head's product, a large one, is computed.
+
+        Yields:
+            float32 [number of rows in the batch, n_tokens of the vocabulary], at most n_batch rows.
+        """
+        self.require_room(len(prompt))
         self.truncate(0)
-        return self._extend(prompt, collect=True)
+        yield from self._extend(prompt, rows, collect=True)
+
+    def read(self, prompt: Sequence[Cell]) -> None:
+        """Decode the prompt from the start, every row down to its logits; the last row's can then be sampled.
+
+        For collectors: of rows whose logits nobody wants, llama.cpp leaves out a part of the last layer.
+        """
+        self.require_room(len(prompt))
+        self.truncate(0)
+        for _ in self._extend(prompt, range(len(prompt))):
+            pass
+
+    def require_room(self, n: int) -> None:
+        """Refuse a prompt of n positions that cannot be read.
+
+        Raises:
+            PromptError: an empty one. ContextOverflow: one longer than the context.
+        """
+        if n == 0:
+            raise PromptError("the prompt is empty")
+        if n > self.context.n_ctx:
+            raise ContextOverflow(
+                f"the prompt has {n} tokens, the context {self.context.n_ctx}: shorten the conversation or load the "
+                "model with a larger n_ctx (--ctx-size)"
+            )
 
     def truncate(self, n: int) -> None:
         """Forget all positions from n on."""
@@ -105,20 +143,14 @@ class Session:
         self._cells.clear()
         self._groups.clear()
 
-    def _require_room(self, prompt: Sequence[Cell]) -> None:
-        if not prompt:
-            raise PromptError("the prompt is empty")
-        if len(prompt) > self.context.n_ctx:
-            raise ContextOverflow(
-                f"the prompt has {len(prompt)} tokens, the context {self.context.n_ctx}: shorten the conversation or "
-                f"load the model with a larger n_ctx (--ctx-size)"
-            )
-
-    def _extend(self, cells: Sequence[Cell], *, collect: bool) -> npt.NDArray[np.float32]:
-        parts = []
+    def _extend(
+        self, cells: Sequence[Cell], wanted: Container[int] | None = None, *, collect: bool = False
+    ) -> Iterator[npt.NDArray[np.float32]]:
+        """Decode more cells. wanted: positions whose logits are computed; None: of the last cell."""
+        if wanted is None:
+            wanted = (self.n_past + len(cells) - 1,)
         for start in range(0, len(cells), self.context.n_batch):
             part = cells[start : start + self.context.n_batch]
-            is_last = start + len(part) == len(cells)
             rows, groups = [], []
             seen = self._groups[self.n_past - 1] if self.n_past else ()
             before = self._cells[-1] if self._cells else None
@@ -126,10 +158,10 @@ class Session:
                 seen = next_group(seen, before is not None and before.image is not None, cell.image)
                 before = cell
                 groups.append(seen)
-                wanted = collect or (is_last and i == len(part) - 1)
-                rows.append(Row(cell.token, self.n_past + i, seen, self.seq, wanted))
-            parts.append(self.context.decode(rows, collect=collect))
+                position = self.n_past + i
+                rows.append(Row(cell.token, position, seen, self.seq, position in wanted))
+            logits = self.context.decode(rows, collect=collect)
             del self._groups[self.n_past :]
             self._groups.extend(groups)
             self._cells.extend(part)  # last: n_past, which everything goes by, grows when all is in place
-        return np.concatenate(parts)
+            yield logits

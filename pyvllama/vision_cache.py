@@ -44,7 +44,7 @@ class VisionCache:
             image: RGB.
             progress: called with the fraction done; returning False stops with Cancelled.
         """
-        key = self._key(image)
+        key = self.key(image)
         if key in self._kept:
             self._kept.move_to_end(key)
             return Encoded(self._kept[key], 0.0, True)
@@ -62,7 +62,8 @@ class VisionCache:
         self._kept.clear()
 
     @staticmethod
-    def _key(image: Image.Image) -> bytes:
+    def key(image: Image.Image) -> bytes:
+        """What makes a picture the same as another: a digest of its pixels."""
         digest = hashlib.sha256(f"{image.mode} {image.width} {image.height} ".encode())
         digest.update(image.tobytes())
         return digest.digest()

@@ -36,6 +36,7 @@ class Decoder:
         n_ubatch: rows that llama.cpp computes at once.
         kv_type: ggml type number of the self-attention cache; 0 = F32, 1 = F16.
         flash: llama.cpp's flash attention for the self-attention; off for exactness.
+        cb_eval: without mmproj, a callback of the test's own (llama_cpp.ggml_backend_sched_eval_callback).
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Decoder:
         kv_type: int = 0,
         flash: bool = False,
         n_threads: int = N_THREADS,
+        cb_eval: Any = None,
     ) -> None:
         llama_cpp.llama_backend_init()
         self.mmproj = mmproj
@@ -66,6 +68,8 @@ class Decoder:
         if self.hook is not None:
             params.cb_eval = ctypes.cast(self.hook.cb_eval, llama_cpp.ggml_backend_sched_eval_callback)
             params.cb_eval_user_data = self.hook.user_data
+        elif cb_eval is not None:
+            params.cb_eval = cb_eval
         self.context = llama_cpp.llama_init_from_model(self.model, params)
         assert self.context, "llama.cpp makes no context"
         self.n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))

@@ -11,7 +11,9 @@ from pyvllama import __version__
 from pyvllama.cli import ui
 from pyvllama.cli.cache import cache
 from pyvllama.cli.convert import convert
+from pyvllama.cli.evaluate import evaluate
 from pyvllama.cli.export import export
+from pyvllama.cli.imatrix import imatrix
 from pyvllama.cli.list_models import list_models
 from pyvllama.cli.pull import pull
 from pyvllama.cli.push import push
@@ -79,6 +81,8 @@ main.add_command(list_models)
 main.add_command(rm)
 main.add_command(push)
 main.add_command(cache)
+main.add_command(imatrix)
+main.add_command(evaluate)
 
 if __name__ == "__main__":
     main()

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -75,17 +76,20 @@ def _time(ms: float) -> str:
 
 
 @contextlib.contextmanager
-def fraction_progress(what: str) -> Iterator[Callable[[float], None]]:
-    """A bar for work that tells the fraction done; it vanishes at the end. Nothing where stderr is no terminal."""
+def fraction_progress(what: str) -> Iterator[Callable[..., None]]:
+    """A bar for work that tells the fraction done and, if it likes, what it is at; it vanishes at the end.
+
+    Nothing where stderr is no terminal.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=_err, transient=True, disable=not _err.is_terminal) as bar:
         task: TaskID | None = None
 
-        def update(fraction: float) -> None:
+        def update(fraction: float, now: str = what) -> None:
             nonlocal task
             if task is None:
                 task = bar.add_task(what, total=1.0)
-            bar.update(task, completed=fraction)
+            bar.update(task, completed=fraction, description=escape(now))
 
         yield update
 

@@ -69,7 +69,7 @@ def write_gguf(
 
     Args:
         path: the file, overwritten if it exists.
-        metadata: all keys, `general.architecture` among them.
+        metadata: all keys, a model's `general.architecture` among them.
         tensors: the directory.
         data: (name, slices of the tensor's data in order) for each tensor, in the directory's order.
 
@@ -79,7 +79,8 @@ def write_gguf(
     Raises:
         ConfigError: the disk is full or the file cannot be written.
     """
-    writer = gguf.GGUFWriter(None, metadata["general.architecture"][1])
+    # an importance matrix has no architecture: then none is written
+    writer = gguf.GGUFWriter(None, metadata.get("general.architecture", ("str", ""))[1])
     for key, (kind, value) in metadata.items():
         if kind.endswith("[]"):
             writer.add_key_value(key, value, gguf.GGUFValueType.ARRAY, sub_type=_VALUE_TYPES[kind[:-2]])

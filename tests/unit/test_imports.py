@@ -33,13 +33,16 @@ LAYERS = [
     ["conversion.", "model"],
     ["context", "vision_cache"],
     ["session", "sampler"],
-    ["generation"],
+    ["generation", "chats_file", "divergence"],
+    ["transcripts"],
+    ["transcript_reader"],
     ["model_cache", "model_card"],
     ["hub_models", "hub_upload"],
     ["hub_cache"],
     ["inventory"],
     ["resolve"],
     ["llm"],
+    ["imatrix", "evaluation"],
     [""],
     ["cli."],
 ]
@@ -56,7 +59,10 @@ THIRD_PARTY = {
     "rich": ["cli.ui"],
     "prompt_toolkit": ["cli.chat_loop"],
     "PIL": ["image.", "vision_cache"],
-    "numpy": ["_runtime", "gguf_file", "image.", "conversion.", "model", "context", "session", "llm"],
+    "numpy": [
+        *("_runtime", "gguf_file", "image.", "conversion.", "model", "context", "session", "llm"),
+        *("divergence", "evaluation"),
+    ],
 }
 
 

@@ -112,6 +112,13 @@ def test_a_named_mmproj_that_is_no_file(folder, mmproj):
             locate(model, d / mmproj)
 
 
+def test_importance_matrices_are_no_models(tmp_path):
+    for name in ("A-BF16.gguf", "mmproj-A-BF16.gguf", "imatrix-A.gguf", "imatrix-mmproj-A.gguf"):
+        (tmp_path / name).write_bytes(b"GGUF")
+    pair = locate(tmp_path)
+    assert (pair.text.name, pair.mmproj.name) == ("A-BF16.gguf", "mmproj-A-BF16.gguf")
+
+
 @pytest.mark.parametrize("name", ["", "x" * 300, "x\0y", "~nobody-of-that-name/a.gguf"], ids=lambda n: repr(n[:12]))
 def test_names_that_no_file_can_have(name):
     with pytest.raises(ModelNotFound) as caught:

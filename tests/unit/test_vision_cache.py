@@ -101,7 +101,7 @@ def test_the_file_may_change_under_its_name(cache, tmp_path):
 
 def kept(cache, n):
     """Which of the pictures 0 to n - 1 are there; without asking for one, which would count as use."""
-    return [seed for seed in range(n) if cache._key(noise(seed=seed)) in cache._kept]
+    return [seed for seed in range(n) if cache.key(noise(seed=seed)) in cache._kept]
 
 
 def test_the_least_recently_used_goes_first(cache):
