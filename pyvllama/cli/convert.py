@@ -62,6 +62,7 @@ __all__ = ["convert"]
     help="LoRA adapter (directory or Hub id) to merge into the weights; repeatable.",
 )
 @click.option("--name", help="Name of the files and the model. Default: the source's.")
+@click.option("--quantized-by", metavar="NAME", help="Your name, for the files' metadata.")
 @click.option("--revision", help="Branch, tag or commit on the Hub. Default: its main branch.")
 @click.option(
     "--cross-qk-order",
@@ -84,6 +85,7 @@ def convert(
     base: str | None,
     lora: tuple[str, ...],
     name: str | None,
+    quantized_by: str | None,
     revision: str | None,
     cross_qk_order: str | None,
     split_max_size: str | None,
@@ -143,6 +145,7 @@ def convert(
         base=base,
         lora=lora,
         name=name,
+        quantized_by=quantized_by,
         revision=revision,
         cross_qk_order=cross_qk_order,
         split_max_bytes=None if split_max_size is None else parse_size(split_max_size),

@@ -21,6 +21,7 @@ from pyvllama.conversion.ollama_pair import OllamaFiles, OllamaTensors
 from pyvllama.conversion.ollama_store import Blob, Manifest, find_model
 from pyvllama.conversion.ollama_tensors import Generation
 from pyvllama.conversion.output import OutputFile, Progress, write_files
+from pyvllama.conversion.provenance import provenance
 from pyvllama.conversion.splitting import split_file
 from pyvllama.conversion.tensor_map import Destination
 from pyvllama.conversion.writer import Metadata
@@ -129,11 +130,12 @@ def plan_import(
         chosen=tower_type,
         n_params=n_params(tensors.planned, Destination.MMPROJ),
     )
-    license_keys = _license(manifest)
+    n_all = n_params(tensors.planned, Destination.TEXT) + n_params(tensors.planned, Destination.MMPROJ)
+    origin = provenance(called, n_params=n_all).keys | _license(manifest)
     notes += _notes(manifest, files, cross_qk_order)
 
     def output(destination: Destination, file_name: str, metadata: Metadata) -> OutputFile:
-        return OutputFile(Path(out_dir) / file_name, {**metadata, **license_keys}, tensors.outputs(destination))
+        return OutputFile(Path(out_dir) / file_name, {**metadata, **origin}, tensors.outputs(destination))
 
     mmproj = output(Destination.MMPROJ, f"mmproj-{called}-{tower_type.name.upper()}.gguf", mmproj_keys)
     text = [] if mmproj_only else [output(Destination.TEXT, f"{called}-{text_type.name.upper()}.gguf", text_keys)]

@@ -14,12 +14,14 @@ from pyvllama.config import MllamaConfig, PreprocessorConfig
 from pyvllama.conversion.checkpoint import Checkpoint, to_f32
 from pyvllama.conversion.conversion_plan import ConversionPlan, model_name, n_params
 from pyvllama.conversion.embedding_rows import fit_config, fit_tensors
+from pyvllama.conversion.front_matter import read_readme
 from pyvllama.conversion.importance import Importance, read_importance
 from pyvllama.conversion.metadata import mmproj_metadata, text_metadata
 from pyvllama.conversion.ollama import plan_import
 from pyvllama.conversion.ollama_store import is_ollama
 from pyvllama.conversion.output import OutputFile, OutputTensor, Progress, write_files
 from pyvllama.conversion.policy import Role
+from pyvllama.conversion.provenance import file_stem, provenance
 from pyvllama.conversion.source import find_source
 from pyvllama.conversion.splitting import split_file
 from pyvllama.conversion.tensor_map import Destination, PlannedTensor, plan
@@ -50,6 +52,7 @@ def convert(
     base: str | Path | None = None,
     lora: Sequence[str | Path] = (),
     name: str | None = None,
+    quantized_by: str | None = None,
     revision: str | None = None,
     cross_qk_order: str | None = None,
     split_max_bytes: int | None = None,
@@ -77,6 +80,7 @@ def convert(
             template and the like are taken from it where `src` lacks them. Its weights are not read.
         lora: directories or Hub ids of LoRA adapters (of PEFT's form), merged into the weights in this order.
         name: of the model; None: the name of `src`.
+        quantized_by: your name, for the files' metadata.
         revision: branch, tag or commit of a repository on the Hub; None: its main branch.
         cross_qk_order: 'interleaved' or 'plain', of an Ollama model: see `ollama.plan_import`; None: interleaved.
         split_max_bytes: write the text model in shards of at most that size; None: in one file.
@@ -105,6 +109,7 @@ def convert(
         base=base,
         lora=lora,
         name=name,
+        quantized_by=quantized_by,
         revision=revision,
         cross_qk_order=cross_qk_order,
         split_max_bytes=split_max_bytes,
@@ -127,6 +132,7 @@ def plan_conversion(
     base: str | Path | None = None,
     lora: Sequence[str | Path] = (),
     name: str | None = None,
+    quantized_by: str | None = None,
     revision: str | None = None,
     cross_qk_order: str | None = None,
     split_max_bytes: int | None = None,
@@ -136,25 +142,25 @@ def plan_conversion(
 
     Args:
         mmproj_only: leave the text model out, for those who have a Llama 3.1 of the same shape.
-        src, out_dir, text_type, mmproj_type, cross_type, tensor_types, imatrix, base, lora, name, revision,
-            cross_qk_order, split_max_bytes: see `convert`.
+        src, out_dir, text_type, mmproj_type, cross_type, tensor_types, imatrix, base, lora, name, quantized_by,
+            revision, cross_qk_order, split_max_bytes: see `convert`.
 
     Raises:
         As `convert`, but for what goes wrong while writing.
     """
     if is_ollama(src):
-        meaningless = {
-            "text_type": text_type,
-            "mmproj_type": mmproj_type,
-            "cross_type": cross_type,
-            "tensor_types": tensor_types,
-            "imatrix": imatrix,
-            "base": base,
-            "lora": lora,
-            "revision": revision,
-        }
-        if given := [option for option, value in meaningless.items() if value]:
-            raise ConfigError(f"{src}: an import from Ollama requantizes nothing, so it takes no {', '.join(given)}")
+        _refuse_meaningless(
+            src,
+            text_type=text_type,
+            mmproj_type=mmproj_type,
+            cross_type=cross_type,
+            tensor_types=tensor_types,
+            imatrix=imatrix,
+            base=base,
+            lora=lora,
+            revision=revision,
+            quantized_by=quantized_by,
+        )
         return plan_import(
             src,
             out_dir,
@@ -182,7 +188,16 @@ def plan_conversion(
     checkpoint.tensors = fit_tensors(checkpoint.tensors, config, vocab.filler_token)
     unused = frozenset({"language_model.lm_head.weight"} if config.text.tie_word_embeddings else ())
     checkpoint.check({t.hf: t.hf_shape for t in planned if t.hf}, unused)
-    name = model_name(name or source.name)
+    n_all = n_params(planned, Destination.TEXT) + n_params(planned, Destination.MMPROJ)
+    name = model_name(name or file_stem(source.name, n_all))
+    origin = provenance(
+        name,
+        readme=read_readme(source.path),
+        repo_id=source.repo_id,
+        config=checkpoint.json("config.json"),
+        n_params=n_all,
+        quantized_by=quantized_by,
+    )
     wanted = [t for t in planned if t.file is Destination.MMPROJ or not mmproj_only]
     rules.check_overrides(t.name for t in wanted if t.role not in (Role.EXACT, Role.TABLE))
     text_keys = text_metadata(
@@ -202,9 +217,10 @@ def plan_conversion(
         chosen=rules.mmproj,
         n_params=n_params(planned, Destination.MMPROJ),
     )
-    if importance is not None:
-        text_keys |= importance.metadata()
-        mmproj_keys |= importance.metadata()
+    for keys in (text_keys, mmproj_keys):
+        keys.update(origin.keys)
+        keys.update(importance.metadata() if importance is not None else {})
+    notes = (*checkpoint.notes, *origin.notes)
 
     def output(destination: Destination, file_name: str, metadata: Metadata) -> OutputFile:
         tensors = [_output_tensor(checkpoint, t, rules, importance) for t in planned if t.file is destination]
@@ -212,10 +228,15 @@ def plan_conversion(
 
     mmproj = output(Destination.MMPROJ, f"mmproj-{name}-{rules.mmproj.name.upper()}.gguf", mmproj_keys)
     if mmproj_only:
-        return ConversionPlan(name, (), mmproj, tuple(checkpoint.notes))
+        return ConversionPlan(name, (), mmproj, notes)
     text = output(Destination.TEXT, f"{name}-{rules.text.name.upper()}.gguf", text_keys)
     shards = [text] if split_max_bytes is None else split_file(text, split_max_bytes)
-    return ConversionPlan(name, tuple(shards), mmproj, tuple(checkpoint.notes))
+    return ConversionPlan(name, tuple(shards), mmproj, notes)
+
+
+def _refuse_meaningless(src: str | Path, **options: Any) -> None:
+    if given := [option for option, value in options.items() if value]:
+        raise ConfigError(f"{src}: an import from Ollama requantizes nothing, so it takes no {', '.join(given)}")
 
 
 def _read_preprocessor(checkpoint: Checkpoint, config: MllamaConfig) -> PreprocessorConfig:

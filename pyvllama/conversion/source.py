@@ -24,6 +24,8 @@ class Source:
     path: Path
     name: str
     """What its model is called unless somebody says otherwise."""
+    repo_id: str | None = None
+    """Of the Hub, if it came from there."""
 
     def open(self, *, base: str | Path | None = None, lora: Sequence[str | Path] = ()) -> Checkpoint:
         """Read everything but the tensors' values.
@@ -62,7 +64,7 @@ def find_source(src: str | Path, *, revision: str | None = None, has_base: bool 
         ConfigError: a revision of a directory was asked for.
     """
     if is_on_hub(src):
-        return Source(download(str(src), revision, has_base=has_base), str(src).split("/")[1])
+        return Source(download(str(src), revision, has_base=has_base), str(src).split("/")[1], str(src))
     if revision is not None:
         raise ConfigError(
             f"revision = {revision!r}: {src} is no repository on the Hub (org/name); a directory has none"

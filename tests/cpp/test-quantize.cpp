@@ -49,6 +49,22 @@ int main() {
     }
     rows[300] = NAN;
     THROWS(quantize_rows(GGML_TYPE_Q4_K, rows.data(), out.data(), 2, 256, nullptr, 1), std::invalid_argument,
-           "no finite");
+           "infinite or none");
+    THROWS(quantize_rows(GGML_TYPE_Q4_K, rows.data(), out.data(), 200, 512, nullptr, 3), std::invalid_argument,
+           "infinite or none");
+    rows[300] = 65536;
+    THROWS(quantize_rows(GGML_TYPE_F16, rows.data(), out.data(), 2, 256, nullptr, 1), std::invalid_argument, "65504");
+    rows[300] = 65504;
+    quantize_rows(GGML_TYPE_F16, rows.data(), out.data(), 2, 256, nullptr, 1);
+
+    // any type as a source: as widened first and quantized then
+    std::vector<uint8_t> half(row_bytes(GGML_TYPE_BF16, 512) * n_rows), direct(row_bytes(GGML_TYPE_Q4_K, 512) * n_rows),
+        twice(direct.size());
+    std::vector<float> wide(rows.size());
+    convert_rows(GGML_TYPE_F32, rows.data(), GGML_TYPE_BF16, half.data(), n_rows, 512, nullptr, 2);
+    convert_rows(GGML_TYPE_BF16, half.data(), GGML_TYPE_Q4_K, direct.data(), n_rows, 512, nullptr, 3);
+    dequantize_rows(GGML_TYPE_BF16, half.data(), wide.data(), n_rows, 512, 1);
+    quantize_rows(GGML_TYPE_Q4_K, wide.data(), twice.data(), n_rows, 512, nullptr, 1);
+    CHECK(direct == twice);
     return summary("quantize");
 }

@@ -112,7 +112,9 @@ def test_keys_are_those_of_a_conversion(
     checkpoint, expected = tiny
     found = import_model(ollama_store.build(checkpoint, expected, generation), store, tmp_path)
     assert (found.text.name, found.mmproj.name) == ("llama3.2-vision-Q8_0.gguf", "mmproj-llama3.2-vision-F16.gguf")
-    own = {"general.name", "general.license", "tokenizer.chat_template", "clip.mllama.chat_template"}
+    own = {"general.license", "tokenizer.chat_template", "clip.mllama.chat_template"}
+    of_the_name = {"general.name", "general.basename", "general.finetune", "general.version", "general.size_label"}
+    own |= of_the_name | {key for file in files(found) for key in file.metadata if key.startswith("general.base_model")}
     for ours, theirs in zip(files(found), files(expected), strict=True):
         assert {k: v for k, v in ours.metadata.items() if k not in own} == {
             k: v for k, v in theirs.metadata.items() if k not in own
