@@ -9,7 +9,9 @@ import pytest
 from pyvllama import quantize
 from pyvllama._runtime import llama_cpp
 from pyvllama.conversion import convert
+from pyvllama.conversion.imatrix_file import ColumnSums, ImportanceMatrix
 from pyvllama.conversion.policy import TEXT_TYPES, FileType, Layer, Role, matrix_type, needs_importance
+from pyvllama.errors import ConfigError
 from pyvllama.gguf_file import GGUFFile
 
 LAYERS = {"num_hidden_layers": 17, "cross_attention_layers": (9,)}  # 16 self layers: eighths and sixteenths differ
@@ -44,10 +46,16 @@ def f32(tmp_path_factory):
     return make
 
 
-def llama_quantize(source, target, chosen: FileType):
-    """llama.cpp's own quantizer."""
+def llama_quantize(source, target, chosen: FileType, importance=None):
+    """llama.cpp's own quantizer; `importance`: tensor name -> float32 [n_per_row]."""
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype, params.nthread = chosen.number, 2
+    if importance is not None:
+        entries = (llama_cpp.llama_model_imatrix_data * (len(importance) + 1))()
+        for entry, (name, values) in zip(entries, importance.items(), strict=False):
+            entry.name, entry.size = name.encode(), len(values)
+            entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        params.imatrix = ctypes.cast(entries, type(params.imatrix))
     assert llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params)) == 0
     return GGUFFile(target)
 
@@ -69,3 +77,38 @@ def test_types_without_importance_equal_llama_cpps(name, size, f32, tmp_path):
     if size == "grouped":
         (requantized,) = quantize([pair.text], tmp_path / "again", text_type=name)
         assert_same(GGUFFile(requantized), theirs)
+
+
+def random_importance(text, path):
+    """An importance matrix for all matrices of a text model but output and embedding, in a file and as values."""
+    rng = np.random.default_rng(3)
+    entries = {
+        name: ColumnSums(rng.gamma(0.5, size=t.shape[-1]) * 100, 100)
+        for name, t in GGUFFile(text).tensors.items()
+        if len(t.shape) == 2 and name.startswith("blk.")
+    }
+    ImportanceMatrix(entries, ("random",)).write(path)
+    matrix = ImportanceMatrix.read(path)
+    return {name: np.ascontiguousarray(matrix.values(name)) for name in entries}
+
+
+@pytest.mark.parametrize("size", ["grouped", "plain"])
+@pytest.mark.parametrize("name", [*(n for n in TEXT_TYPES if n not in BLIND and n != "f32"), "q4_0", "iq4_xs", "q2_k"])
+def test_types_with_importance_equal_llama_cpps(name, size, f32, tmp_path):
+    checkpoint, pair = f32(size)
+    importance = random_importance(pair.text, tmp_path / "imatrix.gguf")
+    theirs = llama_quantize(pair.text, tmp_path / "theirs.gguf", TEXT_TYPES[name], importance)
+    with pytest.raises(ConfigError, match="needs an importance matrix"):  # of the cross-attention layers there is none
+        convert(checkpoint, tmp_path / "never", text_type="iq2_xs", imatrix=tmp_path / "imatrix.gguf")
+    ours = convert(checkpoint, tmp_path, text_type=name, cross_type="q4_k_m", imatrix=tmp_path / "imatrix.gguf")
+    file = GGUFFile(ours.text)
+    noted = {key: file.metadata.pop(key) for key in [*file.metadata] if key.startswith("quantize.imatrix.")}
+    assert noted == {"quantize.imatrix.file": "imatrix.gguf", "quantize.imatrix.entries_count": len(importance)}
+    assert_same(file, theirs)
+
+
+def test_an_importance_matrix_of_another_model(f32, tmp_path):
+    checkpoint, _pair = f32("plain")
+    random_importance(f32("grouped")[1].text, tmp_path / "imatrix.gguf")
+    with pytest.raises(ConfigError, match="made with another model"):
+        convert(checkpoint, tmp_path / "out", text_type="q4_k_m", imatrix=tmp_path / "imatrix.gguf")
