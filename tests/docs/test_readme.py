@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 from pyvllama.cli.main import main
 from pyvllama.conversion.policy import MMPROJ_TYPES, TEXT_TYPES
