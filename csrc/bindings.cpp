@@ -394,6 +394,9 @@ NB_MODULE(_native, m) {
              "meanwhile.\n"
              "    The batch's rows must then be removed from the KV cache.")
         .def("set_n_threads", &decode_hook::set_n_threads, "n_threads"_a, "CPU threads for cross-attention.")
+        .def("interrupt", &decode_hook::interrupt, "on"_a,
+             "From any thread: while it is on, a running llama_decode ends soon (on the CPU), and end() raises "
+             "Cancelled.")
         .def("set_collector", &decode_hook::set_collector, "collector"_a.none(),
              "Count the inputs of all matrices of batches decoded from now on; None: no more. Not within a batch.")
         .def_prop_ro("stats", &stats_dict, "Counters since creation, as a dict.");

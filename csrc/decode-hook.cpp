@@ -132,6 +132,9 @@ bool decode_hook::cb_eval(ggml_tensor * tensor, bool ask, void * user_data) {
 
 bool decode_hook::cb_abort(void * user_data) {
     decode_hook & self = *(decode_hook *) user_data;
+    if (self.interrupted_ && !self.failure_) {
+        self.failure_ = std::make_exception_ptr(cancelled("the computation was cancelled"));
+    }
     const int64_t now = ggml_time_us();
     if (!self.poll_ || self.failure_ || now - self.last_poll_us_ < POLL_US) {
         return self.failure_ != nullptr;

@@ -7,6 +7,7 @@
 // ubatches.
 #pragma once
 
+#include <atomic>
 #include <exception>
 #include <functional>
 #include <map>
@@ -51,6 +52,9 @@ class decode_hook {
     // nullptr: no more.
     void set_collector(std::shared_ptr<importance_collector> collector) { collector_ = std::move(collector); }
 
+    // From any thread: while it is on, llama_decode ends soon (on the CPU) and end() throws cancelled.
+    void interrupt(bool on) { interrupted_ = on; }
+
     void set_n_threads(int n_threads);
     const hook_stats & stats() const { return stats_; }
 
@@ -75,6 +79,7 @@ class decode_hook {
     std::function<void()> poll_;
     std::shared_ptr<importance_collector> collector_;
     int64_t last_poll_us_ = 0;
+    std::atomic<bool> interrupted_{ false };
     std::map<int, std::vector<size_t>> cross_after_;  // self-attention layer -> cross layers that follow it
 
     batch_plan plan_;

@@ -214,6 +214,22 @@ class Context:
         if status != 0:
             raise BackendError(f"llama_decode failed with status {status}")
 
+    def interrupt(self, on: bool) -> None:
+        """From another thread: while it is on, a running decode ends with Cancelled (on the CPU, and soon)."""
+        if self._hook is not None:
+            self._hook.interrupt(on)
+
+    def row_logits(self, row: int) -> npt.NDArray[np.float32]:
+        """Logits of a row of the last batch that wanted them, float32 [n_tokens]; -1: the last one. Gone with the next.
+
+        Raises:
+            BackendError: that row has none.
+        """
+        pointer = llama_cpp.llama_get_logits_ith(self.handle, row)
+        if not pointer:
+            raise BackendError(f"row {row} of the last batch has no logits")
+        return np.ctypeslib.as_array(pointer, shape=(self.model.tokenizer.n_tokens,))
+
     def _embedding_batch(self) -> Any:
         if self._embd_batch is None:
             self._embd_batch = llama_cpp.llama_batch_init(self.n_batch, self.model.n_embd, 1)

@@ -1,10 +1,9 @@
 """The public object: a loaded pair that chats, gives logits and encodes images."""
 
-import itertools
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,17 +12,21 @@ import numpy as np
 import numpy.typing as npt
 
 from pyvllama._runtime import default_n_threads
+from pyvllama.completion import Completion, Delta
 from pyvllama.context import MAX_N_THREADS, Context, ContextParams
-from pyvllama.errors import BackendError, ConfigError
+from pyvllama.errors import BackendError, Cancelled, ConfigError
 from pyvllama.generation import generate
+from pyvllama.grammar import Constraint, choose_constraint
 from pyvllama.image.source import load_image
 from pyvllama.image.tiling import preprocess
 from pyvllama.model import Model
 from pyvllama.prompt import build_prompt
 from pyvllama.resolve import resolve
+from pyvllama.sampler import Sampler
 from pyvllama.session import Cell, Session
 from pyvllama.stream import TextStream
-from pyvllama.types import FinishReason, SamplingParams, Timings, Usage
+from pyvllama.tool_calls import tool_names
+from pyvllama.types import SamplingParams, Timings, Usage
 from pyvllama.vision_cache import VisionCache
 
 __all__ = ["LLM", "load"]
@@ -32,6 +35,7 @@ Message = Mapping[str, Any]
 Progress = Callable[[float], bool | None]
 DEFAULT_N_CTX = 4096
 DEFAULT_IMAGE_CACHE_BYTES = 512 << 20
+MAX_CHOICES = 128  # OpenAI's own limit
 
 
 def load(
@@ -123,6 +127,7 @@ class LLM:
         self.model = model
         self._session = Session(Context(model, params))
         self._images = VisionCache(model, image_cache_bytes)
+        self._cancelled = False
         self._turn = 0  # of the call that may use the session
         self._lock = threading.Lock()  # held while llama.cpp computes
 
@@ -161,6 +166,14 @@ class LLM:
         frequency_penalty: float | None = None,
         seed: int | None = None,
         stop: str | Sequence[str] | None = None,
+        n: int = 1,
+        logprobs: bool = False,
+        top_logprobs: int | None = None,
+        logit_bias: Mapping[Any, float] | None = None,
+        response_format: Mapping[str, Any] | None = None,
+        grammar: str | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: Any = None,
         image_progress: Progress | None = None,
     ) -> Any:
         """Answer a conversation.
@@ -172,6 +185,16 @@ class LLM:
             stream: yield chunks instead of returning the whole.
             max_tokens, temperature, top_p, top_k, min_p, repeat_penalty, presence_penalty, frequency_penalty, seed,
                 stop: see SamplingParams; None takes the model's own default.
+            n: answers, one after another; with a seed the i-th has seed + i.
+            logprobs: log-probabilities of the answer's tokens, by the model's logits before any option changes them.
+            top_logprobs: and those of so many of the likeliest tokens at each place.
+            logit_bias: token id -> what is added to its logit.
+            response_format: OpenAI's: text, json_object, or json_schema.
+            grammar: llama.cpp's GBNF, instead of a response_format.
+            tools: OpenAI's function descriptions. Meta says of Llama 3.2 Vision that tools do not work with an image in
+                the prompt: a call is well-formed all the same, whether it makes sense is another matter.
+            tool_choice: "auto" (the default), "none", "required", or a function: `{"type": "function", "function":
+                {"name": ...}}`.
             image_progress: called with the fraction of an image's encoding; returning False stops with Cancelled.
 
         Returns:
@@ -181,9 +204,13 @@ class LLM:
 
         Raises:
             PromptError: messages that make no prompt. ContextOverflow: a prompt longer than the context.
-            ImageError: an image that cannot be read. ConfigError: an option out of range.
-            BackendError: the computation failed, or the model is closed.
+            ImageError: an image that cannot be read. ConfigError: an option out of range, or no grammar.
+            BackendError: the computation failed, or the model is closed. Cancelled: `cancel` was called.
         """
+        if top_logprobs is not None and not logprobs:
+            raise ConfigError("top_logprobs needs logprobs = True")
+        if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= MAX_CHOICES:
+            raise ConfigError(f"n must be a whole number between 1 and {MAX_CHOICES}, not {n!r}")
         params = SamplingParams.from_options(
             self.model.sampling_defaults,
             {
@@ -197,20 +224,39 @@ class LLM:
                 "frequency_penalty": frequency_penalty,
                 "seed": seed,
                 "stop": stop,
+                "logit_bias": logit_bias,
+                "top_logprobs": (top_logprobs or 0) if logprobs else None,
             },
         )
+        offered = None if tool_choice == "none" else tools
+        constraint = choose_constraint(grammar, response_format, tools, tool_choice)
         timings, usage = Timings(), Usage()
+        completion = Completion(
+            self.model.name,
+            self.model.tokenizer,
+            timings,
+            usage,
+            n=n,
+            logprobs=logprobs,
+            tools=tool_names(offered),
+        )
         with self._exclusive():
             self._turn += 1
-            prompt = self._cells(messages, timings, image_progress)
+            self._context.interrupt(False)
+            self._cancelled = False
+            prompt = self._cells(messages, timings, image_progress, tools=offered)
             usage.prompt_tokens = len(prompt)
-            start = time.perf_counter()
-            timings.prompt_n = self._session.prefill(prompt)
-            timings.prompt_ms = 1000 * (time.perf_counter() - start)
-            answer = _Answer(self.model.name, timings, usage)
+            Sampler(self.model, params, constraint).close()  # what is wrong with it shows before the prompt is computed
+            self._prefill(prompt, timings)
+            deltas = self._choices(prompt, params, constraint, n, timings, usage)
             if not stream:
-                return answer.completion("".join(self._deltas(params, answer)))
-            return answer.chunks(self._stream(self._deltas(params, answer), self._turn))
+                return completion.whole(deltas)
+            return completion.chunks(self._stream(deltas, self._turn))
+
+    def cancel(self) -> None:
+        """From another thread: the call that is under way ends soon with Cancelled, in the middle of a prompt, too."""
+        self._cancelled = True
+        self._context.interrupt(True)
 
     def logits(self, messages: Sequence[Message]) -> npt.NDArray[np.float32]:
         """Logits of every row of the rendered prompt, for evaluation.
@@ -245,19 +291,38 @@ class LLM:
         assert states is not None
         return states
 
-    def _cells(self, messages: Sequence[Message], timings: Timings, progress: Progress | None) -> list[Cell]:
+    @property
+    def _context(self) -> Context:
+        return self._session.context
+
+    def _cells(
+        self,
+        messages: Sequence[Message],
+        timings: Timings,
+        progress: Progress | None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[Cell]:
         self.model.handle  # noqa: B018  raises when closed
         prompt = build_prompt(
-            messages, self.model.template, self.model.tokenizer, image_token_id=self.model.image_token
+            messages, self.model.template, self.model.tokenizer, image_token_id=self.model.image_token, tools=tools
         )
         images = [load_image(slot.source) for slot in prompt.images]  # all readable before the first is encoded
         at: dict[int, Any] = {}
         for slot, image in zip(prompt.images, images, strict=True):
-            encoded = self._images.encode(image, progress)
+            encoded = self._images.encode(image, lambda fraction: self._encoding(fraction, progress))
             timings.image_encode_ms += encoded.encode_ms
             timings.image_cached += encoded.cached
             at[slot.position] = encoded.states
         return [Cell(token, at.get(i)) for i, token in enumerate(prompt.token_ids)]
+
+    def _encoding(self, fraction: float, progress: Progress | None) -> bool | None:
+        return False if self._cancelled else progress(fraction) if progress is not None else None
+
+    def _prefill(self, prompt: Sequence[Cell], timings: Timings) -> None:
+        start = time.perf_counter()
+        timings.prompt_n += self._session.prefill(prompt)
+        timings.prompt_ms += 1000 * (time.perf_counter() - start)
 
     def _exclusive(self) -> threading.Lock:
         """The lock, if nobody holds it.
@@ -268,7 +333,7 @@ class LLM:
             raise BackendError("this model is in the middle of another call: it takes one at a time")
         return self._lock
 
-    def _stream(self, deltas: Iterator[str], turn: int) -> Iterator[str]:
+    def _stream(self, deltas: Iterator[Delta], turn: int) -> Iterator[Delta]:
         while True:
             with self._exclusive():
                 self.model.handle  # noqa: B018  raises when closed
@@ -279,52 +344,41 @@ class LLM:
                 return
             yield delta
 
-    def _deltas(self, params: SamplingParams, answer: "_Answer") -> Iterator[str]:
+    def _choices(
+        self,
+        prompt: Sequence[Cell],
+        params: SamplingParams,
+        constraint: Constraint | None,
+        n: int,
+        timings: Timings,
+        usage: Usage,
+    ) -> Iterator[Delta]:
+        """The pieces of all answers; the prompt of the first is prefilled."""
+        for choice in range(n):
+            if choice:
+                self._prefill(prompt, timings)
+            seed = None if params.seed is None else params.seed + choice
+            yield from self._deltas(choice, replace(params, seed=seed), constraint, timings, usage)
+
+    def _deltas(
+        self, choice: int, params: SamplingParams, constraint: Constraint | None, timings: Timings, usage: Usage
+    ) -> Iterator[Delta]:
         tokenizer = self.model.tokenizer
         text = TextStream(params.stop)
-        for token in generate(self._session, params, answer.timings):
-            answer.usage.completion_tokens += 1
-            if token in tokenizer.eog:
-                answer.finish_reason = "stop"
-                break
-            delta = text.feed(tokenizer.piece(token))
-            if text.stopped:
-                answer.finish_reason = "stop"
-            if delta:
-                yield delta
-            if text.stopped:
+        cost = Timings()
+        for sampled in generate(self._session, params, cost, constraint):
+            usage.completion_tokens += 1
+            timings.predicted_n += 1
+            timings.predicted_ms += cost.predicted_ms
+            cost.predicted_ms = 0.0
+            if self._cancelled:
+                raise Cancelled("the answer was cancelled")
+            if sampled.token in tokenizer.eog:
+                yield Delta(choice, text.finish(), (), "stop")
                 return
-        if rest := text.finish():
-            yield rest
-
-
-class _Answer:
-    """One completion in OpenAI's shapes, while it is made."""
-
-    def __init__(self, model: str, timings: Timings, usage: Usage) -> None:
-        self._id = f"chatcmpl-{uuid.uuid4().hex}"
-        self._created = int(time.time())
-        self._model = model
-        self.timings = timings
-        self.usage = usage
-        self.finish_reason: FinishReason = "length"
-
-    def _object(self, kind: str, choice: dict[str, Any]) -> dict[str, Any]:
-        head = {"id": self._id, "object": kind, "created": self._created, "model": self._model}
-        return {**head, "choices": [{"index": 0, **choice}]}
-
-    def _costs(self) -> dict[str, Any]:
-        return {"usage": self.usage.as_dict(), "timings": self.timings.as_dict()}
-
-    def completion(self, text: str) -> dict[str, Any]:
-        message = {"role": "assistant", "content": text}
-        choice = {"message": message, "finish_reason": self.finish_reason, "logprobs": None}
-        return {**self._object("chat.completion", choice), **self._costs()}
-
-    def chunks(self, deltas: Iterator[str]) -> Iterator[dict[str, Any]]:
-        kind = "chat.completion.chunk"
-        first = [{"role": "assistant", "content": ""}]
-        for delta in itertools.chain(first, ({"content": text} for text in deltas)):
-            yield self._object(kind, {"delta": delta, "finish_reason": None, "logprobs": None})
-        last: dict[str, Any] = {"delta": {}, "finish_reason": self.finish_reason, "logprobs": None}
-        yield {**self._object(kind, last), **self._costs()}
+            delta = text.feed(tokenizer.piece(sampled.token))
+            if text.stopped:
+                yield Delta(choice, delta, (sampled,), "stop")
+                return
+            yield Delta(choice, delta, (sampled,))
+        yield Delta(choice, text.finish(), (), "length")

@@ -103,4 +103,4 @@ class TranscriptReader:
     def answer(self, max_tokens: int) -> list[int]:
         """What the model says next, greedily, after what the session has read; the end token included."""
         params = SamplingParams(max_tokens=max_tokens, temperature=0.0)
-        return list(generate(self.session, params, Timings()))
+        return [sampled.token for sampled in generate(self.session, params, Timings())]

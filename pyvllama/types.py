@@ -1,9 +1,10 @@
 """Values that travel: a model's files, options of a generation, what it cost."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pyvllama.errors import ConfigError
 
@@ -18,7 +19,7 @@ class Pair:
     mmproj: Path
 
 
-FinishReason = str  # "stop": an end token or a stop string; "length": max_tokens or the context is full
+FinishReason = str  # "stop": an end token or a stop string; "length": max_tokens or the context is full; "tool_calls"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,8 @@ class SamplingParams:
         penalty_last_n: how many tokens are recent; -1: all of the context.
         seed: same seed, same answer; None: another one each time.
         stop: the answer ends before the first of these strings.
+        logit_bias: (token, what is added to its logit), for as many tokens as you like.
+        top_logprobs: with each token, its log-probability and those of so many of the likeliest; None: neither.
     """
 
     max_tokens: int | None = None
@@ -49,6 +52,8 @@ class SamplingParams:
     penalty_last_n: int = 64
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    top_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse values out of range.
@@ -67,6 +72,14 @@ class SamplingParams:
                 raise ConfigError(f"{name} must be between {low} and {high}, not {value!r}")
         if not isinstance(self.stop, tuple) or any(not isinstance(s, str) or not s for s in self.stop):
             raise ConfigError(f"stop must be strings of at least one character, not {self.stop!r}")
+        for token, bias in self.logit_bias:
+            if (
+                type(token) is not int
+                or isinstance(bias, bool)
+                or not isinstance(bias, int | float)
+                or math.isnan(bias)
+            ):
+                raise ConfigError(f"logit_bias must map token ids to numbers, not {token!r} to {bias!r}")
 
     @classmethod
     def from_options(cls, defaults: "SamplingParams", options: dict[str, Any]) -> "SamplingParams":
@@ -85,7 +98,23 @@ class SamplingParams:
             given["stop"] = (stop,)
         elif isinstance(stop, Sequence):
             given["stop"] = tuple(stop)
+        if "logit_bias" in given:
+            given["logit_bias"] = _biases(given["logit_bias"])
         return cls(**{**asdict(defaults), **given})
+
+
+def _biases(given: Any) -> tuple[tuple[int, float], ...]:
+    """OpenAI's object: its keys are token ids, as strings in JSON."""
+    if not isinstance(given, Mapping):
+        return tuple(given) if isinstance(given, tuple) else _refuse_biases(given)
+    try:
+        return tuple((int(token), bias) for token, bias in given.items())
+    except (TypeError, ValueError):
+        return _refuse_biases(given)
+
+
+def _refuse_biases(given: Any) -> NoReturn:
+    raise ConfigError(f"logit_bias must be an object that maps token ids to numbers, not {given!r:.80}")
 
 
 _RANGES: dict[str, tuple[float, float]] = {  # int bounds: whole numbers only
@@ -98,9 +127,10 @@ _RANGES: dict[str, tuple[float, float]] = {  # int bounds: whole numbers only
     "presence_penalty": (-100.0, 100.0),
     "frequency_penalty": (-100.0, 100.0),
     "penalty_last_n": (-1, 2**31 - 1),
+    "top_logprobs": (0, 100),
     "seed": (0, 2**32 - 2),  # 2**32 - 1 is llama.cpp's word for "another one each time"
 }
-_MAY_BE_NONE = ("max_tokens", "seed")
+_MAY_BE_NONE = ("max_tokens", "seed", "top_logprobs")
 
 
 @dataclass(slots=True)

@@ -26,7 +26,7 @@ def answer(llm, prompt, **options):
     """Token ids, as generation yields them."""
     params = SamplingParams(**{"temperature": 0.0, "max_tokens": 24, **options})
     llm._session.prefill(prompt)
-    return list(generate(llm._session, params, Timings()))
+    return [sampled.token for sampled in generate(llm._session, params, Timings())]
 
 
 def chosen_by_definition(llm, prompt, n, change):
@@ -103,7 +103,7 @@ def seen_after(llm, prompt, n=400, **options):
     tokens = []
     for seed in range(n):
         sampler = Sampler(llm.model, SamplingParams(seed=seed, **{"temperature": 1.0, "top_p": 1.0, **options}))
-        tokens.append(sampler.sample(llm._session.context))
+        tokens.append(sampler.sample(llm._session.context).token)
         sampler.close()
     return tokens
 

@@ -30,10 +30,10 @@ LAYERS = [
     ["image"],
     ["tokenizer", "messages", "template", "image_groups", "pair_checks", "stream"],
     ["prompt"],
-    ["conversion.", "model"],
+    ["conversion.", "model", "grammar", "tool_calls"],
     ["context", "vision_cache"],
     ["session", "sampler"],
-    ["generation", "chats_file", "divergence"],
+    ["generation", "completion", "chats_file", "divergence"],
     ["transcripts"],
     ["transcript_reader"],
     ["model_cache", "model_card"],
@@ -60,7 +60,7 @@ THIRD_PARTY = {
     "prompt_toolkit": ["cli.chat_loop"],
     "PIL": ["image.", "vision_cache"],
     "numpy": [
-        *("_runtime", "gguf_file", "image.", "conversion.", "model", "context", "session", "llm"),
+        *("_runtime", "gguf_file", "image.", "conversion.", "model", "context", "sampler", "session", "llm"),
         *("divergence", "evaluation"),
     ],
 }
