@@ -36,6 +36,7 @@ Progress = Callable[[float], bool | None]
 DEFAULT_N_CTX = 4096
 DEFAULT_IMAGE_CACHE_BYTES = 512 << 20
 MAX_CHOICES = 128  # OpenAI's own limit
+N_SEEDS = 2**32 - 1
 
 
 def load(
@@ -241,9 +242,7 @@ class LLM:
             tools=tool_names(offered),
         )
         with self._exclusive():
-            self._turn += 1
-            self._context.interrupt(False)
-            self._cancelled = False
+            self._begin()
             prompt = self._cells(messages, timings, image_progress, tools=offered)
             usage.prompt_tokens = len(prompt)
             Sampler(self.model, params, constraint).close()  # what is wrong with it shows before the prompt is computed
@@ -269,7 +268,7 @@ class LLM:
             As `chat`.
         """
         with self._exclusive():
-            self._turn += 1
+            self._begin()
             logits: npt.NDArray[np.float32] = self._session.logits(self._cells(messages, Timings(), None))
             return logits[:, : self.model.n_vocab]
 
@@ -290,6 +289,12 @@ class LLM:
         _, states, _ = self.model.mmproj.encode(tiles.pixel_values, tiles.aspect_ratio_id, want_states=True)
         assert states is not None
         return states
+
+    def _begin(self) -> None:
+        """A new call has the session; what came before it is over, and so is its cancelling."""
+        self._turn += 1
+        self._cancelled = False
+        self._context.interrupt(False)
 
     @property
     def _context(self) -> Context:
@@ -357,7 +362,7 @@ class LLM:
         for choice in range(n):
             if choice:
                 self._prefill(prompt, timings)
-            seed = None if params.seed is None else params.seed + choice
+            seed = None if params.seed is None else (params.seed + choice) % N_SEEDS
             yield from self._deltas(choice, replace(params, seed=seed), constraint, timings, usage)
 
     def _deltas(

@@ -185,7 +185,7 @@ def test_an_abandoned_generation_leaves_the_session_one_token_behind(endless, pr
     for n in (1, 2, 5):
         session.prefill(prompt)
         tokens = generate(session, GREEDY, Timings())
-        got = [next(tokens) for _ in range(n)]
+        got = [next(tokens).token for _ in range(n)]
         tokens.close()
         assert (got, session.n_past) == (want[:n], len(prompt) + n - 1)
     assert answer(endless, prompt) == want

@@ -20,6 +20,8 @@ RANGES = {
     "frequency_penalty": ([-100, 0, 100], [-101, 101]),
     "penalty_last_n": ([-1, 0, 64], [-2, 1.5]),
     "seed": ([0, 2**32 - 2, None], [-1, 2**32 - 1, 2**32, 1.0]),
+    "top_logprobs": ([0, 100, None], [-1, 101, 1.5, True]),
+    "logit_bias": ([(), ((5, -100.0), (7, 3))], [((5, "x"),), ((5, math.nan),), (("a", 1),), ((5, True),)]),
     "stop": ([(), ("a",), ("a", "b c")], [("",), (5,), "a", ["a"], None]),
 }
 
@@ -37,7 +39,7 @@ def test_values_in_range(name, value):
 def test_values_out_of_range_are_refused_by_name_and_value(name, value):
     with pytest.raises(ConfigError, match=name) as caught:
         SamplingParams(**{name: value})
-    assert repr(value) in str(caught.value)
+    assert repr(value if name != "logit_bias" else value[0][1]) in str(caught.value)
 
 
 def test_llama_cpps_random_seed_is_out_of_range():
@@ -96,3 +98,16 @@ def test_rates_are_tokens_per_second():
 def test_no_time_is_no_rate():
     d = Timings(prompt_n=30).as_dict()
     assert (d["prompt_per_second"], d["predicted_per_second"]) == (0.0, 0.0)
+
+
+def test_logit_bias_as_openai_has_it():
+    assert SamplingParams.from_options(DEFAULTS, {"logit_bias": {"50": -100, 7: 2.5}}).logit_bias == (
+        (50, -100),
+        (7, 2.5),
+    )
+
+
+@pytest.mark.parametrize("given", [[1, 2], "50", {"red": 1}, {None: 1}, {"5": "much"}])
+def test_logit_bias_that_is_none(given):
+    with pytest.raises(ConfigError, match="logit_bias must"):
+        SamplingParams.from_options(DEFAULTS, {"logit_bias": given})
