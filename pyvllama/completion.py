@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from pyvllama.chat_options import ChatOptions
 from pyvllama.sampler import Sampled
 from pyvllama.tokenizer import Tokenizer
-from pyvllama.tool_calls import find_tool_calls, may_be_call
+from pyvllama.tool_calls import find_tool_calls, may_be_call, tool_names
 from pyvllama.types import FinishReason, Timings, Usage
 
 __all__ = ["Completion", "Delta"]
@@ -39,29 +40,17 @@ class Completion:
         model: its name.
         tokenizer: for the texts of tokens.
         timings, usage: filled by who generates.
-        n: how many answers there will be.
-        logprobs: whether they were asked for.
-        tools: names of the functions that may be called.
+        options: of the request.
     """
 
-    def __init__(
-        self,
-        model: str,
-        tokenizer: Tokenizer,
-        timings: Timings,
-        usage: Usage,
-        *,
-        n: int = 1,
-        logprobs: bool = False,
-        tools: frozenset[str] = frozenset(),
-    ) -> None:
+    def __init__(self, model: str, tokenizer: Tokenizer, timings: Timings, usage: Usage, options: ChatOptions) -> None:
         self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
         self._tokenizer = tokenizer
         self._timings = timings
         self._usage = usage
-        self._n = n
-        self._logprobs = logprobs
-        self._tools = tools
+        self._n = options.n
+        self._logprobs = options.params.top_logprobs is not None
+        self._tools = tool_names(options.tools)
 
     def whole(self, deltas: Iterable[Delta]) -> dict[str, Any]:
         """The `chat.completion` object, once all pieces are there."""

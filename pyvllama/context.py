@@ -245,6 +245,10 @@ class Context:
         """Drop a sequence's positions from `first` on."""
         llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(self.handle), seq, first, -1)
 
+    def copy(self, source: int, target: int, n: int) -> None:
+        """Let a sequence have the first n positions of another; they share their memory."""
+        llama_cpp.llama_memory_seq_cp(llama_cpp.llama_get_memory(self.handle), source, target, 0, n)
+
     def close(self) -> None:
         """Free the context."""
         ctx, self._ctx = getattr(self, "_ctx", None), None

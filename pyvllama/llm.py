@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -12,20 +12,21 @@ import numpy as np
 import numpy.typing as npt
 
 from pyvllama._runtime import default_n_threads
+from pyvllama.chat_options import ChatOptions
 from pyvllama.completion import Completion, Delta
 from pyvllama.context import MAX_N_THREADS, Context, ContextParams
-from pyvllama.errors import BackendError, Cancelled, ConfigError
+from pyvllama.errors import BackendError, Cancelled, ConfigError, VllamaError
 from pyvllama.generation import generate
-from pyvllama.grammar import Constraint, choose_constraint
+from pyvllama.grammar import Constraint
 from pyvllama.image.source import load_image
 from pyvllama.image.tiling import preprocess
+from pyvllama.many import Many
 from pyvllama.model import Model
-from pyvllama.prompt import build_prompt
+from pyvllama.prompt_cells import read_prompt
 from pyvllama.resolve import resolve
 from pyvllama.sampler import Sampler
 from pyvllama.session import Cell, Session
 from pyvllama.stream import TextStream
-from pyvllama.tool_calls import tool_names
 from pyvllama.types import SamplingParams, Timings, Usage
 from pyvllama.vision_cache import VisionCache
 
@@ -35,8 +36,6 @@ Message = Mapping[str, Any]
 Progress = Callable[[float], bool | None]
 DEFAULT_N_CTX = 4096
 DEFAULT_IMAGE_CACHE_BYTES = 512 << 20
-MAX_CHOICES = 128  # OpenAI's own limit
-N_SEEDS = 2**32 - 1
 
 
 def load(
@@ -126,6 +125,7 @@ class LLM:
 
     def __init__(self, model: Model, params: ContextParams, image_cache_bytes: int) -> None:
         self.model = model
+        self._params = params
         self._session = Session(Context(model, params))
         self._images = VisionCache(model, image_cache_bytes)
         self._cancelled = False
@@ -208,11 +208,7 @@ class LLM:
             ImageError: an image that cannot be read. ConfigError: an option out of range, or no grammar.
             BackendError: the computation failed, or the model is closed. Cancelled: `cancel` was called.
         """
-        if top_logprobs is not None and not logprobs:
-            raise ConfigError("top_logprobs needs logprobs = True")
-        if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= MAX_CHOICES:
-            raise ConfigError(f"n must be a whole number between 1 and {MAX_CHOICES}, not {n!r}")
-        params = SamplingParams.from_options(
+        options = ChatOptions.from_options(
             self.model.sampling_defaults,
             {
                 "max_tokens": max_tokens,
@@ -225,32 +221,57 @@ class LLM:
                 "frequency_penalty": frequency_penalty,
                 "seed": seed,
                 "stop": stop,
+                "n": n,
+                "logprobs": logprobs,
+                "top_logprobs": top_logprobs,
                 "logit_bias": logit_bias,
-                "top_logprobs": (top_logprobs or 0) if logprobs else None,
+                "response_format": response_format,
+                "grammar": grammar,
+                "tools": tools,
+                "tool_choice": tool_choice,
             },
         )
-        offered = None if tool_choice == "none" else tools
-        constraint = choose_constraint(grammar, response_format, tools, tool_choice)
         timings, usage = Timings(), Usage()
-        completion = Completion(
-            self.model.name,
-            self.model.tokenizer,
-            timings,
-            usage,
-            n=n,
-            logprobs=logprobs,
-            tools=tool_names(offered),
-        )
+        completion = Completion(self.model.name, self.model.tokenizer, timings, usage, options)
         with self._exclusive():
             self._begin()
-            prompt = self._cells(messages, timings, image_progress, tools=offered)
+            prompt = self._cells(messages, timings, image_progress, tools=options.tools)
             usage.prompt_tokens = len(prompt)
-            Sampler(self.model, params, constraint).close()  # what is wrong with it shows before the prompt is computed
+            Sampler(self.model, options.params, options.constraint).close()  # what is wrong shows before the prompt
             self._prefill(prompt, timings)
-            deltas = self._choices(prompt, params, constraint, n, timings, usage)
+            deltas = self._choices(prompt, options, timings, usage)
             if not stream:
                 return completion.whole(deltas)
             return completion.chunks(self._stream(deltas, self._turn))
+
+    def chat_many(
+        self,
+        conversations: Iterable[Sequence[Message]],
+        *,
+        n_parallel: int = 4,
+        n_ctx: int | None = None,
+        **options: Any,
+    ) -> Iterator[tuple[int, dict[str, Any] | VllamaError]]:
+        """Answer many conversations, several at a time: faster than one after another.
+
+        They run on a context of their own; pictures that several have in common are encoded once, beginnings that they
+        share computed once. Each answer is what it would be alone, up to the rounding of larger batches.
+
+        Args:
+            conversations: taken as they are needed.
+            n_parallel: how many at a time.
+            n_ctx: positions that they have together; None: as many as this model was loaded with.
+            options: as for `chat`, but stream and n.
+
+        Yields:
+            (index, `chat.completion` object, or what went wrong with this one), in the order in which they end.
+
+        Raises:
+            ConfigError: an option out of range. BackendError: as `chat`.
+        """
+        chosen = ChatOptions.from_options(self.model.sampling_defaults, options)
+        params = replace(self._params, n_ctx=n_ctx or self._params.n_ctx, n_seq_max=n_parallel)
+        return Many(self.model, self._images, params, chosen).run(conversations)
 
     def cancel(self) -> None:
         """From another thread: the call that is under way ends soon with Cancelled, in the middle of a prompt, too."""
@@ -308,21 +329,10 @@ class LLM:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[Cell]:
-        self.model.handle  # noqa: B018  raises when closed
-        prompt = build_prompt(
-            messages, self.model.template, self.model.tokenizer, image_token_id=self.model.image_token, tools=tools
-        )
-        images = [load_image(slot.source) for slot in prompt.images]  # all readable before the first is encoded
-        at: dict[int, Any] = {}
-        for slot, image in zip(prompt.images, images, strict=True):
-            encoded = self._images.encode(image, lambda fraction: self._encoding(fraction, progress))
-            timings.image_encode_ms += encoded.encode_ms
-            timings.image_cached += encoded.cached
-            at[slot.position] = encoded.states
-        return [Cell(token, at.get(i)) for i, token in enumerate(prompt.token_ids)]
+        def encoding(fraction: float) -> bool | None:
+            return False if self._cancelled else progress(fraction) if progress is not None else None
 
-    def _encoding(self, fraction: float, progress: Progress | None) -> bool | None:
-        return False if self._cancelled else progress(fraction) if progress is not None else None
+        return read_prompt(self.model, self._images, messages, timings, tools=tools, progress=encoding)
 
     def _prefill(self, prompt: Sequence[Cell], timings: Timings) -> None:
         start = time.perf_counter()
@@ -349,21 +359,12 @@ class LLM:
                 return
             yield delta
 
-    def _choices(
-        self,
-        prompt: Sequence[Cell],
-        params: SamplingParams,
-        constraint: Constraint | None,
-        n: int,
-        timings: Timings,
-        usage: Usage,
-    ) -> Iterator[Delta]:
+    def _choices(self, prompt: Sequence[Cell], options: ChatOptions, timings: Timings, usage: Usage) -> Iterator[Delta]:
         """The pieces of all answers; the prompt of the first is prefilled."""
-        for choice in range(n):
+        for choice in range(options.n):
             if choice:
                 self._prefill(prompt, timings)
-            seed = None if params.seed is None else (params.seed + choice) % N_SEEDS
-            yield from self._deltas(choice, replace(params, seed=seed), constraint, timings, usage)
+            yield from self._deltas(choice, options.params_of(choice), options.constraint, timings, usage)
 
     def _deltas(
         self, choice: int, params: SamplingParams, constraint: Constraint | None, timings: Timings, usage: Usage

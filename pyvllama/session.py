@@ -11,7 +11,7 @@ from pyvllama.context import Context, Row
 from pyvllama.errors import ContextOverflow, PromptError
 from pyvllama.image_groups import next_group
 
-__all__ = ["Cell", "Session"]
+__all__ = ["Cell", "Planned", "Session"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,15 @@ class Cell:
 
     token: int
     image: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """Cells that a batch is going to decode for a session: their rows, and what each sees."""
+
+    cells: Sequence[Cell]
+    rows: list[Row]
+    groups: list[tuple[Any, ...]]
 
 
 class Session:
@@ -44,6 +53,11 @@ class Session:
     def n_past(self) -> int:
         """Positions in the KV cache."""
         return len(self._cells)
+
+    @property
+    def cells(self) -> Sequence[Cell]:
+        """What stands at each position."""
+        return tuple(self._cells)
 
     @property
     def n_left(self) -> int:
@@ -67,13 +81,54 @@ class Session:
             BackendError, KeyboardInterrupt: see `Context.decode`; what was decoded before stays valid.
         """
         self.require_room(len(prompt))
-        same = 0
-        while same < min(len(prompt) - 1, self.n_past) and prompt[same] == self._cells[same]:
-            same += 1
+        same = self.common_prefix(prompt)
         self.truncate(same)
         for _ in self._extend(prompt[same:]):
             pass
         return len(prompt) - same
+
+    def common_prefix(self, prompt: Sequence[Cell]) -> int:
+        """How many positions at the beginning of a prompt are there already; never all of them.
+
+        The last one is decoded anew, for its logits.
+        """
+        same = 0
+        while same < min(len(prompt) - 1, self.n_past) and prompt[same] == self._cells[same]:
+            same += 1
+        return same
+
+    def adopt(self, other: "Session", n: int) -> None:
+        """Have the first n positions of another session on the same context; they share their memory."""
+        self.truncate(0)
+        self.context.copy(other.seq, self.seq, n)
+        self._groups.extend(other._groups[:n])
+        self._cells.extend(other._cells[:n])
+
+    def plan(self, cells: Sequence[Cell], wanted: Container[int] | None = None) -> Planned:
+        """Rows that decode more cells; nothing has changed yet. See `commit`.
+
+        Args:
+            cells: that follow what is there.
+            wanted: positions whose logits are computed; None: of the last cell.
+        """
+        first = self.n_past
+        if wanted is None:
+            wanted = (first + len(cells) - 1,)
+        rows, groups = [], []
+        seen = self._groups[first - 1] if first else ()
+        before = self._cells[-1] if self._cells else None
+        for position, cell in enumerate(cells, first):
+            seen = next_group(seen, before is not None and before.image is not None, cell.image)
+            before = cell
+            groups.append(seen)
+            rows.append(Row(cell.token, position, seen, self.seq, position in wanted))
+        return Planned(cells, rows, groups)
+
+    def commit(self, planned: Planned) -> None:
+        """The planned rows were decoded."""
+        del self._groups[self.n_past :]
+        self._groups.extend(planned.groups)
+        self._cells.extend(planned.cells)  # last: n_past, which everything goes by, grows when all is in place
 
     def append(self, cell: Cell) -> None:
         """Decode one more position; its logits can then be sampled.
@@ -150,18 +205,7 @@ class Session:
         if wanted is None:
             wanted = (self.n_past + len(cells) - 1,)
         for start in range(0, len(cells), self.context.n_batch):
-            part = cells[start : start + self.context.n_batch]
-            rows, groups = [], []
-            seen = self._groups[self.n_past - 1] if self.n_past else ()
-            before = self._cells[-1] if self._cells else None
-            for i, cell in enumerate(part):
-                seen = next_group(seen, before is not None and before.image is not None, cell.image)
-                before = cell
-                groups.append(seen)
-                position = self.n_past + i
-                rows.append(Row(cell.token, position, seen, self.seq, position in wanted))
-            logits = self.context.decode(rows, collect=collect)
-            del self._groups[self.n_past :]
-            self._groups.extend(groups)
-            self._cells.extend(part)  # last: n_past, which everything goes by, grows when all is in place
+            planned = self.plan(cells[start : start + self.context.n_batch], wanted)
+            logits = self.context.decode(planned.rows, collect=collect)
+            self.commit(planned)
             yield logits
