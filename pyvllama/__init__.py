@@ -30,6 +30,7 @@ from pyvllama.llm import LLM, load
 from pyvllama.types import Pair, SamplingParams
 
 if TYPE_CHECKING:
+    from pyvllama.async_llm import AsyncLLM
     from pyvllama.conversion import convert, export, quantize
     from pyvllama.evaluation import evaluate
     from pyvllama.imatrix import collect_imatrix
@@ -38,6 +39,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "LLM",
+    "AsyncLLM",
     "BackendError",
     "Cancelled",
     "CheckpointError",
@@ -64,6 +66,7 @@ __all__ = [
 
 
 _LAZY = {
+    "AsyncLLM": "pyvllama.async_llm",
     "collect_imatrix": "pyvllama.imatrix",
     "convert": "pyvllama.conversion",
     "evaluate": "pyvllama.evaluation",

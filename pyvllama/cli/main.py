@@ -10,6 +10,7 @@ import click
 from pyvllama import __version__
 from pyvllama.cli import ui
 from pyvllama.cli.cache import cache
+from pyvllama.cli.caption import caption
 from pyvllama.cli.convert import convert
 from pyvllama.cli.evaluate import evaluate
 from pyvllama.cli.export import export
@@ -72,6 +73,7 @@ def main(verbose: bool) -> None:
 
 
 main.add_command(run)
+main.add_command(caption)
 main.add_command(convert)
 main.add_command(quantize)
 main.add_command(export)

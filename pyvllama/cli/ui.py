@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
     TaskID,
     TextColumn,
@@ -22,6 +23,7 @@ from rich.progress import (
 __all__ = [
     "bytes_progress",
     "confirm",
+    "count_progress",
     "error",
     "format_bytes",
     "format_timings",
@@ -92,6 +94,21 @@ def fraction_progress(what: str) -> Iterator[Callable[..., None]]:
             bar.update(task, completed=fraction, description=escape(now))
 
         yield update
+
+
+@contextlib.contextmanager
+def count_progress(what: str, total: int) -> Iterator[Callable[[str], None]]:
+    """A bar for work on so many things; called after each with its name. Nothing where stderr is no terminal."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[name]}", style="dim", markup=False),
+    )
+    with Progress(*columns, console=_err, disable=not _err.is_terminal) as bar:
+        task = bar.add_task(what, total=total, name="")
+        yield lambda name: bar.update(task, advance=1, name=name)
 
 
 @contextlib.contextmanager

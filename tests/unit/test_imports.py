@@ -44,7 +44,7 @@ LAYERS = [
     ["inventory"],
     ["resolve"],
     ["llm"],
-    ["imatrix", "evaluation"],
+    ["imatrix", "evaluation", "async_llm"],
     [""],
     ["cli."],
 ]
@@ -63,7 +63,7 @@ THIRD_PARTY = {
     "PIL": ["image.", "vision_cache"],
     "numpy": [
         *("_runtime", "gguf_file", "image.", "conversion.", "model", "context", "sampler", "session", "llm"),
-        *("divergence", "evaluation"),
+        *("divergence", "evaluation", "async_llm"),
     ],
 }
 
