@@ -125,14 +125,15 @@ def _captioned(output: Path) -> set[str]:
         data = data[: data.rfind(b"\n") + 1]
         with output.open("r+b") as f:
             f.truncate(len(data))
-    names = set()
-    for number, line in enumerate(data.splitlines(), 1):
-        try:
-            entry = json.loads(line)
-            if "caption" in entry:
-                names.add(entry["file"])
-        except (ValueError, TypeError, KeyError) as e:
-            raise ConfigError(
-                f"{output}, line {number}: this is no line of captions ({e}); choose another file, or remove the line"
-            ) from e
-    return names
+    entries = [_entry(line, f"{output}, line {number}") for number, line in enumerate(data.splitlines(), 1)]
+    return {entry["file"] for entry in entries if "caption" in entry}
+
+
+def _entry(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        entry = json.loads(line)
+        entry["file"]
+    except (ValueError, TypeError, KeyError) as e:
+        raise ConfigError(f"{where}: this is no line of captions ({e}); choose another file, or remove the line") from e
+    else:
+        return dict(entry)
