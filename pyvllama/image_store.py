@@ -17,8 +17,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import PIL
-
 from pyvllama._runtime import llama_cpp, native
 from pyvllama.errors import ConfigError, FormatError
 from pyvllama.model import Model
@@ -163,7 +161,7 @@ def _software(model: Model) -> tuple[str, ...]:
     features = llama_cpp.llama_print_system_info().decode(errors="replace")
     return (
         metadata.version("pyvllama"),
-        PIL.__version__,  # resizes
+        metadata.version("pillow"),  # resizes
         native.llama_cpp_commit,
         platform.machine(),
         features,  # of the CPU, which choose the kernels

@@ -105,11 +105,12 @@ class SealedFile:
         self.path = path
         # O_NONBLOCK: opening a pipe must not wait for its writer
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+        info = os.fstat(descriptor)
+        if not stat.S_ISREG(info.st_mode):
+            os.close(descriptor)
+            raise self.error("this is no regular file")
         self._file: BinaryIO = os.fdopen(descriptor, "rb", buffering=0)
         try:
-            info = os.fstat(descriptor)
-            if not stat.S_ISREG(info.st_mode):
-                raise self.error("this is no regular file")
             self._read_header(magic, info.st_size)
         except BaseException:
             self._file.close()
@@ -132,7 +133,7 @@ class SealedFile:
         except (ValueError, RecursionError) as e:
             raise self.error("its header is no JSON") from e
         sizes = header.get("sections") if isinstance(header, dict) else None
-        if not isinstance(sizes, list) or not all(type(size) is int and 0 <= size <= file_size for size in sizes):
+        if not isinstance(sizes, list) or not all(type(size) is int and size >= 0 for size in sizes):
             raise self.error("its header names no sections")
         whole = _PREFIX.size + n + _DIGEST_BYTES + sum(size + _DIGEST_BYTES for size in sizes)
         if whole != file_size:

@@ -66,6 +66,7 @@ THIRD_PARTY = {
     "numpy": [
         *("_runtime", "gguf_file", "image.", "conversion.", "model", "context", "sampler", "session", "llm"),
         *("divergence", "evaluation", "async_llm"),
+        *("sealed_file", "kv_state", "session_file"),
     ],
 }
 
