@@ -10,6 +10,7 @@
 #include <chrono>
 #include <memory>
 
+#include "bindings.h"
 #include "decode-hook.h"
 #include "errors.h"
 #include "importance.h"
@@ -25,18 +26,8 @@ namespace {
 
 using array_f32_2d = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using array_f32_1d = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using array_u8_1d = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using array_u8_2d = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-
-template <typename T>
-nb::ndarray<nb::numpy, T, nb::c_contig> new_array(std::initializer_list<size_t> shape) {
-    size_t n = 1;
-    for (size_t s : shape) {
-        n *= s;
-    }
-    T * data = new T[n];
-    nb::capsule owner(data, [](void * p) noexcept { delete[] (T *) p; });
-    return nb::ndarray<nb::numpy, T, nb::c_contig>(data, shape, owner);
-}
 
 nb::ndarray<nb::numpy, uint8_t, nb::c_contig> quantize(array_f32_2d rows, const std::string & type,
                                                        std::optional<array_f32_1d> imatrix, int n_threads) {
@@ -174,6 +165,15 @@ nb::tuple encode(mmproj & self, array_f32_4d pixels, int aspect_ratio_id, bool w
     return nb::make_tuple(image, array, timings);
 }
 
+std::shared_ptr<image_states> restore(const mmproj & self, int n_tokens, const std::vector<array_u8_1d> & arrays) {
+    std::vector<bytes_view> parts;
+    for (const array_u8_1d & array : arrays) {
+        parts.push_back({ array.data(), array.size() });
+    }
+    nb::gil_scoped_release release;
+    return self.restore(n_tokens, parts);
+}
+
 nb::dict hparams_dict(const mmproj & self) {
     const mllama_hparams & h = self.hparams();
     nb::dict d;
@@ -198,18 +198,6 @@ nb::ndarray<nb::numpy, float, nb::c_contig> image_token_embd(const mmproj & self
     const std::vector<float> row = self.weights()->image_token_embd();
     auto out = new_array<float>({ row.size() });
     std::copy(row.begin(), row.end(), out.data());
-    return out;
-}
-
-// keys or values of one layer: [n_head_kv, n_tokens, n_embd_head]
-nb::ndarray<nb::numpy, float, nb::c_contig> layer_states(const image_states & self, size_t j_cross, bool keys) {
-    if (j_cross >= self.k.size()) {
-        throw nb::index_error(("there are " + std::to_string(self.k.size()) + " cross-attention layers").c_str());
-    }
-    const std::vector<float> data = keys ? self.keys(j_cross) : self.values(j_cross);
-    const ggml_tensor * k = self.k[j_cross];
-    auto out = new_array<float>({ (size_t) k->ne[2], (size_t) k->ne[1], (size_t) k->ne[0] });
-    std::copy(data.begin(), data.end(), out.data());
     return out;
 }
 
@@ -298,18 +286,7 @@ NB_MODULE(_native, m) {
 
     m.def("device_names", &device_names, "Names of the devices of this build of llama.cpp, the CPU among them.");
 
-    nb::class_<image_states>(
-        m, "ImageStates",
-        "Keys and values of one image for every cross-attention layer. Immutable; keep it as long as any "
-        "token attends to the image.")
-        .def_prop_ro("n_tokens", &image_states::n_tokens, "Rows that text attends to: n_tiles * n_positions.")
-        .def_prop_ro("n_bytes", &image_states::n_bytes, "Memory it holds on its device.")
-        .def(
-            "keys", [](const image_states & self, size_t j) { return layer_states(self, j, true); }, "j_cross"_a,
-            "float32 [n_head_kv, n_tokens, n_embd_head]: keys of the j-th cross-attention layer, for evaluation.")
-        .def(
-            "values", [](const image_states & self, size_t j) { return layer_states(self, j, false); }, "j_cross"_a,
-            "float32 [n_head_kv, n_tokens, n_embd_head]: values of the j-th cross-attention layer, for evaluation.");
+    bind_image_states(m);
 
     nb::class_<importance_collector>(m, "ImportanceCollector",
                                      "Adds up squared inputs of weight columns while models compute. Not thread-safe.")
@@ -343,23 +320,33 @@ NB_MODULE(_native, m) {
         .def_prop_ro(
             "device", [](const mmproj & self) { return std::string(self.weights()->dev().name()); },
             "ggml's name of the device.")
+        .def_prop_ro(
+            "attention_form",
+            [](const mmproj & self) { return self.form() == attention_form::softmax ? "softmax" : "flash"; },
+            "How cross attention is computed there, which decides how ImageStates lie in memory: 'softmax' or 'flash'.")
         .def("set_n_threads", &mmproj::set_n_threads, "n_threads"_a, "CPU threads for encoding.")
         .def("set_collector", &mmproj::set_collector, "collector"_a.none(),
              "Count the inputs of all matrices of images encoded from now on; None: no more.")
-        .def(
-            "encode", &encode, "pixel_values"_a, "aspect_ratio_id"_a, nb::kw_only(), "want_states"_a = false,
-            "progress"_a = nb::none(),
-            "Encode one image.\n\n"
-            "Args:\n"
-            "    pixel_values: float32 [n_tiles, 3, image_size, image_size], normalised.\n"
-            "    aspect_ratio_id: 1-based index of its canvas.\n"
-            "    want_states: also return the cross_attention_states.\n"
-            "    progress: called with the fraction done; returning False stops.\n"
-            "Returns:\n"
-            "    (ImageStates, float32 [n_tiles, n_positions, text n_embd] or None, dict of tower_ms, kv_ms, "
-            "compute_bytes).\n"
-            "Raises:\n"
-            "    ValueError: shapes or ids that do not fit. BackendError: no memory, or the device failed. Cancelled.");
+        .def("encode", &encode, "pixel_values"_a, "aspect_ratio_id"_a, nb::kw_only(), "want_states"_a = false,
+             "progress"_a = nb::none(),
+             "Encode one image.\n\n"
+             "Args:\n"
+             "    pixel_values: float32 [n_tiles, 3, image_size, image_size], normalised.\n"
+             "    aspect_ratio_id: 1-based index of its canvas.\n"
+             "    want_states: also return the cross_attention_states.\n"
+             "    progress: called with the fraction done; returning False stops.\n"
+             "Returns:\n"
+             "    (ImageStates, float32 [n_tiles, n_positions, text n_embd] or None, dict of tower_ms, kv_ms, "
+             "compute_bytes).\n"
+             "Raises:\n"
+             "    ValueError: shapes or ids that do not fit. BackendError: no memory, or the device failed. Cancelled.")
+        .def("restore", &restore, "n_tokens"_a, "parts"_a,
+             "ImageStates from what another had, made by the same weights in the same form and type.\n\n"
+             "Args:\n"
+             "    n_tokens: ImageStates.n_tokens.\n"
+             "    parts: uint8 [n_bytes] arrays, ImageStates.part(0), part(1) and so on.\n"
+             "Raises:\n"
+             "    ValueError: sizes that are not this model's. BackendError: no memory.");
 
     nb::class_<decode_hook>(
         m, "DecodeHook",

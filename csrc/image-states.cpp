@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <cstring>
+#include <stdexcept>
 
 #include "errors.h"
 
@@ -60,6 +61,30 @@ std::vector<float> image_states::values(size_t j_cross) const {
         }
     }
     return out;
+}
+
+ggml_tensor * image_states::part(size_t i) const {
+    if (i >= n_parts()) {
+        throw std::invalid_argument("an image has " + std::to_string(n_parts()) + " parts, there is no part " +
+                                    std::to_string(i));
+    }
+    return i % 2 == 0 ? k[i / 2] : v[i / 2];
+}
+
+size_t image_states::part_bytes(size_t i) const {
+    return ggml_nbytes(part(i));
+}
+
+void image_states::get_part(size_t i, uint8_t * dst) const {
+    ggml_backend_tensor_get(part(i), dst, 0, part_bytes(i));
+}
+
+void image_states::set_part(size_t i, const uint8_t * src, size_t n_bytes) {
+    if (n_bytes != part_bytes(i)) {
+        throw std::invalid_argument("part " + std::to_string(i) + " of an image has " + std::to_string(part_bytes(i)) +
+                                    " bytes, not " + std::to_string(n_bytes));
+    }
+    ggml_backend_tensor_set(part(i), src, 0, n_bytes);
 }
 
 }  // namespace pyvllama

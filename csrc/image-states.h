@@ -30,10 +30,19 @@ class image_states {
     std::vector<float> keys(size_t j_cross) const;
     std::vector<float> values(size_t j_cross) const;
 
+    // What the tensors hold, byte for byte, so that it can be kept elsewhere: k of layer 0, v of layer 0, k of
+    // layer 1... Throw std::invalid_argument on a part that there is not, or of another size.
+    size_t n_parts() const { return 2 * k.size(); }
+    size_t part_bytes(size_t i) const;
+    void get_part(size_t i, uint8_t * dst) const;
+    void set_part(size_t i, const uint8_t * src, size_t n_bytes);  // only while nobody reads them yet
+
     std::vector<ggml_tensor *> k;  // per cross layer [n_embd_head, n_tokens, n_head_kv]
     std::vector<ggml_tensor *> v;  // softmax: [n_tokens, n_embd_head, n_head_kv]; flash: as k
 
   private:
+    ggml_tensor * part(size_t i) const;
+
     uint64_t weights_id_;
     attention_form form_;
     uint64_t id_;

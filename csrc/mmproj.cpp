@@ -98,4 +98,21 @@ image_states_ptr mmproj::encode(const float * pixels, int n_tiles, int aspect_ra
     return image;
 }
 
+image_states_ptr mmproj::restore(int n_tokens, const std::vector<bytes_view> & parts) const {
+    const int n_positions = hparams().vision.n_positions(), max_tiles = hparams().vision.max_num_tiles;
+    if (n_tokens < n_positions || n_tokens > max_tiles * n_positions || n_tokens % n_positions != 0) {
+        throw std::invalid_argument("an image of this model has 1 to " + std::to_string(max_tiles) + " times " +
+                                    std::to_string(n_positions) + " tokens, not " + std::to_string(n_tokens));
+    }
+    if (parts.size() != 2 * weights_->cross.size()) {
+        throw std::invalid_argument("an image of this model has " + std::to_string(2 * weights_->cross.size()) +
+                                    " parts, not " + std::to_string(parts.size()));
+    }
+    auto image = std::make_shared<image_states>(*weights_, form_, options_.cross_kv_type, n_tokens);
+    for (size_t i = 0; i < parts.size(); ++i) {
+        image->set_part(i, parts[i].data, parts[i].size);
+    }
+    return image;
+}
+
 }  // namespace pyvllama

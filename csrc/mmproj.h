@@ -28,6 +28,11 @@ struct encode_stats {
     size_t compute_bytes = 0;
 };
 
+struct bytes_view {
+    const uint8_t * data;
+    size_t size;
+};
+
 class mmproj {
   public:
     mmproj(const std::string & path, const mmproj_options & options, const progress_fn & progress);
@@ -41,6 +46,10 @@ class mmproj {
     // Throws std::invalid_argument, backend_error, and what progress throws.
     image_states_ptr encode(const float * pixels, int n_tiles, int aspect_ratio_id, std::vector<float> * states,
                             encode_stats * stats, const progress_fn & progress);
+
+    // An image that was encoded before, from its parts (image_states::get_part). n_tokens: as it had.
+    // Throws std::invalid_argument on sizes that do not fit this model, backend_error.
+    image_states_ptr restore(int n_tokens, const std::vector<bytes_view> & parts) const;
 
     // From now on the inputs of all matrices are counted there; nullptr: no more.
     void set_collector(std::shared_ptr<importance_collector> collector);

@@ -41,6 +41,9 @@ class Completion:
         tokenizer: for the texts of tokens.
         timings, usage: filled by who generates.
         options: of the request.
+
+    Attributes:
+        dropped_turns: turns left away to make room; None: they were all to stay.
     """
 
     def __init__(self, model: str, tokenizer: Tokenizer, timings: Timings, usage: Usage, options: ChatOptions) -> None:
@@ -51,6 +54,7 @@ class Completion:
         self._n = options.n
         self._logprobs = options.params.top_logprobs is not None
         self._tools = tool_names(options.tools)
+        self.dropped_turns: int | None = None
 
     def whole(self, deltas: Iterable[Delta]) -> dict[str, Any]:
         """The `chat.completion` object, once all pieces are there."""
@@ -107,7 +111,8 @@ class Completion:
         return self._object("chat.completion.chunk", [choice])
 
     def _costs(self) -> dict[str, Any]:
-        return {"usage": self._usage.as_dict(), "timings": self._timings.as_dict()}
+        costs: dict[str, Any] = {"usage": self._usage.as_dict(), "timings": self._timings.as_dict()}
+        return costs if self.dropped_turns is None else {**costs, "dropped_turns": self.dropped_turns}
 
     def _log(self, sampled: Iterable[Sampled]) -> dict[str, Any] | None:
         """OpenAI's `logprobs` object; None if nobody asked."""

@@ -90,6 +90,7 @@ class Context:
             raise ConfigError("kv_type q8_0 needs flash attention: leave flash_attn to llama.cpp, or choose f16")
         self._ctx: Any = None
         self.model = model
+        self.kv_type = params.kv_type
         self._weights: Any = model.weights.acquire()
         self._hook: Any = native.DecodeHook(model.mmproj, n_threads=params.n_threads)
         c = llama_cpp.llama_context_default_params()
@@ -248,6 +249,30 @@ class Context:
     def copy(self, source: int, target: int, n: int) -> None:
         """Let a sequence have the first n positions of another; they share their memory."""
         llama_cpp.llama_memory_seq_cp(llama_cpp.llama_get_memory(self.handle), source, target, 0, n)
+
+    def kv_state(self, seq: int) -> npt.NDArray[np.uint8]:
+        """What the KV cache holds of a sequence, in llama.cpp's own form: uint8 [n_bytes].
+
+        Raises:
+            BackendError: llama.cpp cannot read it.
+        """
+        state = np.empty(llama_cpp.llama_state_seq_get_size(self.handle, seq), np.uint8)
+        data = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        if not state.size or llama_cpp.llama_state_seq_get_data(self.handle, data, state.size, seq) != state.size:
+            raise BackendError("llama.cpp could not read its KV cache")
+        return state
+
+    def set_kv_state(self, seq: int, state: npt.NDArray[np.uint8]) -> bool:
+        """Put what `kv_state` gave in place of a sequence; it must have passed `check_kv_state`.
+
+        Returns:
+            Whether llama.cpp took it; if not, the sequence is empty.
+        """
+        data = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        if llama_cpp.llama_state_seq_set_data(self.handle, data, state.size, seq) == state.size:
+            return True
+        self.remove(seq, 0)
+        return False
 
     def close(self) -> None:
         """Free the context."""

@@ -20,12 +20,14 @@ from pyvllama.generation import generate
 from pyvllama.grammar import Constraint
 from pyvllama.image.source import load_image
 from pyvllama.image.tiling import preprocess
+from pyvllama.image_store import ImageStore
 from pyvllama.many import Many
 from pyvllama.model import Model
-from pyvllama.prompt_cells import read_prompt
+from pyvllama.prompt_cells import read_prompt, without_oldest_turns
 from pyvllama.resolve import resolve
 from pyvllama.sampler import Sampler
 from pyvllama.session import Cell, Session
+from pyvllama.session_file import load_session, save_session
 from pyvllama.stream import TextStream
 from pyvllama.types import SamplingParams, Timings, Usage
 from pyvllama.vision_cache import VisionCache
@@ -36,6 +38,7 @@ Message = Mapping[str, Any]
 Progress = Callable[[float], bool | None]
 DEFAULT_N_CTX = 4096
 DEFAULT_IMAGE_CACHE_BYTES = 512 << 20
+DEFAULT_IMAGE_CACHE_DISK_BYTES = 4 << 30
 
 
 def load(
@@ -54,6 +57,8 @@ def load(
     use_mmap: bool = True,
     repack: bool = True,
     image_cache_bytes: int = DEFAULT_IMAGE_CACHE_BYTES,
+    image_cache_dir: str | Path | None = None,
+    image_cache_disk_bytes: int = DEFAULT_IMAGE_CACHE_DISK_BYTES,
     progress: Progress | None = None,
 ) -> "LLM":
     """Load a model.
@@ -75,6 +80,9 @@ def load(
         use_mmap: map the text file instead of reading it.
         repack: let the CPU keep the mmproj's matmul weights in its fastest layout, a copy in memory.
         image_cache_bytes: memory for encoded images that may come again.
+        image_cache_dir: also keep encoded images in files there, for other processes and later ones; made if missing.
+            What they hold tells what was in the pictures: only the owner can read them. None: in memory only.
+        image_cache_disk_bytes: size of these files together.
         progress: called with the fraction loaded, 0 to 1, and before that with that of a conversion or an import, if
             there is one; returning False stops with Cancelled.
 
@@ -110,7 +118,8 @@ def load(
         flash_attn=flash_attn,
     )
     try:
-        return LLM(loaded, params, image_cache_bytes)
+        store = None if image_cache_dir is None else ImageStore(loaded, image_cache_dir, image_cache_disk_bytes)
+        return LLM(loaded, params, image_cache_bytes, store)
     except BaseException:
         loaded.close()
         raise
@@ -123,11 +132,13 @@ class LLM:
     raises BackendError. A stream that is still open when another call begins ends with BackendError.
     """
 
-    def __init__(self, model: Model, params: ContextParams, image_cache_bytes: int) -> None:
+    def __init__(
+        self, model: Model, params: ContextParams, image_cache_bytes: int, image_store: ImageStore | None = None
+    ) -> None:
         self.model = model
         self._params = params
         self._session = Session(Context(model, params))
-        self._images = VisionCache(model, image_cache_bytes)
+        self._images = VisionCache(model, image_cache_bytes, image_store)
         self._cancelled = False
         self._turn = 0  # of the call that may use the session
         self._lock = threading.Lock()  # held while llama.cpp computes
@@ -176,6 +187,7 @@ class LLM:
         tools: Sequence[Mapping[str, Any]] | None = None,
         tool_choice: Any = None,
         image_progress: Progress | None = None,
+        context_shift: bool = False,
     ) -> Any:
         """Answer a conversation.
 
@@ -197,9 +209,13 @@ class LLM:
             tool_choice: "auto" (the default), "none", "required", or a function: `{"type": "function", "function":
                 {"name": ...}}`.
             image_progress: called with the fraction of an image's encoding; returning False stops with Cancelled.
+            context_shift: leave the oldest turns away, each whole, if the conversation would not fit into the context
+                with room for the answer: max_tokens, but at most half of the context; without max_tokens an eighth of
+                it. System messages and the last turn stay.
 
         Returns:
-            OpenAI's `chat.completion` object as a dict, with `timings` beside `usage`. With stream an iterator of
+            OpenAI's `chat.completion` object as a dict, with `timings` beside `usage`, and with context_shift
+            `dropped_turns`, the number of those left away. With stream an iterator of
             `chat.completion.chunk` dicts: the first has the role, the last `finish_reason`, `usage` and `timings`. It
             may be abandoned at any chunk.
 
@@ -235,6 +251,10 @@ class LLM:
         completion = Completion(self.model.name, self.model.tokenizer, timings, usage, options)
         with self._exclusive():
             self._begin()
+            if context_shift:
+                messages, completion.dropped_turns = without_oldest_turns(
+                    self.model, messages, self.n_ctx, options.params.max_tokens, tools=options.tools
+                )
             prompt = self._cells(messages, timings, image_progress, tools=options.tools)
             usage.prompt_tokens = len(prompt)
             Sampler(self.model, options.params, options.constraint).close()  # what is wrong shows before the prompt
@@ -310,6 +330,40 @@ class LLM:
         _, states, _ = self.model.mmproj.encode(tiles.pixel_values, tiles.aspect_ratio_id, want_states=True)
         assert states is not None
         return states
+
+    def save_session(self, path: str | Path) -> None:
+        """Write what the context holds to a file: the KV cache and the images, none of which is then computed again.
+
+        Messages are not in it, they are the caller's. The file tells what was said and seen: only its owner can read
+        it.
+
+        Args:
+            path: replaced at once if it exists, when all is written.
+
+        Raises:
+            ConfigError: it cannot be written. BackendError: the model is closed, or in the middle of another call.
+        """
+        with self._exclusive():
+            self.model.handle  # noqa: B018  raises when closed
+            save_session(path, self._session, self._images)
+
+    def load_session(self, path: str | Path) -> int:
+        """Put what `save_session` wrote in place of what the context holds.
+
+        The next `chat` decodes only what differs from it, as if it had been said here; its answers are the same to the
+        last bit. Its pictures need not be encoded again as long as image_cache_bytes has room for them.
+
+        Returns:
+            Number of positions that the context holds then.
+
+        Raises:
+            FormatError: the file is no session, damaged, or was saved with another model or other options; the context
+                is as it was. ContextOverflow: it has more positions than n_ctx. BackendError: as `save_session`.
+        """
+        with self._exclusive():
+            self.model.handle  # noqa: B018  raises when closed
+            self._begin()
+            return load_session(path, self._session, self._images)
 
     def _begin(self) -> None:
         """A new call has the session; what came before it is over, and so is its cancelling."""

@@ -1,7 +1,11 @@
 """The two files of a pair, checked against each other and loaded: immutable, shared by any number of contexts."""
 
+import functools
+import hashlib
+import json
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ import numpy.typing as npt
 from pyvllama._runtime import default_n_threads, init_backend, llama_cpp, native
 from pyvllama.config import PreprocessorConfig
 from pyvllama.errors import BackendError, Cancelled, ConfigError, FormatError, PromptError
+from pyvllama.fingerprint import weights_fingerprint
 from pyvllama.gguf_file import GGUFFile, pairing_hash
 from pyvllama.pair_checks import check_pair, check_text
 from pyvllama.template import ChatTemplate
@@ -71,10 +76,12 @@ class Model:
         if cross_kv_type not in _CROSS_KV_TYPES:
             raise ConfigError(f"cross_kv_type must be one of {', '.join(_CROSS_KV_TYPES)}, not {cross_kv_type!r}")
         self.text_path, self.mmproj_path = text, mmproj
+        self.cross_kv_type, self.repack = cross_kv_type, repack
         self.n_threads = n_threads or default_n_threads()
         init_backend()
         text_file, mmproj_file = GGUFFile(text), GGUFFile(mmproj)
         check_text(text_file)
+        self._files = text_file, mmproj_file  # mapped: what was loaded, whatever becomes of the names
         self.text_metadata = text_file.metadata
         self.mmproj_metadata = mmproj_file.metadata
         self._mmproj = native.Mmproj(
@@ -143,6 +150,36 @@ class Model:
         """The model's own generation defaults; what it does not say, as Meta's instruct model has it."""
         found = {k: self.text_metadata[v] for k, v in _SAMPLING_KEYS.items() if v in self.text_metadata}
         return SamplingParams.from_options(SamplingParams(), found)
+
+    @functools.cached_property
+    def text_fingerprint(self) -> str:
+        """Identifies the text weights, their quantization included: what a KV cache was made by."""
+        return weights_fingerprint(self._files[0], "llama.")
+
+    @functools.cached_property
+    def image_fingerprint(self) -> str:
+        """Identifies what ImageStates are made by and how they lie in memory.
+
+        A digest of the mmproj's weights, the preprocessing, cross_kv_type and the form of cross attention.
+        """
+        weights = weights_fingerprint(self._files[1], "clip.")
+        form = self.mmproj.attention_form
+        text = json.dumps([weights, asdict(self.preprocessor), self.cross_kv_type, form])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def kv_row_elements(self) -> tuple[int, int]:
+        """Elements of a position's keys and of its values, in one self-attention layer."""
+        heads, head = int(self.hparams["text_n_head_kv"]), self.n_embd // int(self.hparams["text_n_head"])
+        lengths = (self.text_metadata.get(f"llama.attention.{kind}_length", head) for kind in ("key", "value"))
+        k, v = (heads * int(length) for length in lengths)
+        return k, v
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(positions of a tile, tiles at most, elements of an image token's keys or values in one layer)."""
+        h = self.hparams
+        return h["n_positions"], h["max_num_tiles"], h["text_n_head_kv"] * self.n_embd // h["text_n_head"]
 
     def _chat_template(self) -> ChatTemplate:
         # A grafted text model's own template knows no images; the mmproj brings the one it was trained with.

@@ -7,10 +7,11 @@ from pyvllama.image.source import load_image
 from pyvllama.model import Model
 from pyvllama.prompt import build_prompt
 from pyvllama.session import Cell
+from pyvllama.turns import drop_turns
 from pyvllama.types import Timings
 from pyvllama.vision_cache import VisionCache
 
-__all__ = ["read_prompt"]
+__all__ = ["read_prompt", "without_oldest_turns"]
 
 
 def read_prompt(
@@ -45,3 +46,25 @@ def read_prompt(
         timings.image_cached += encoded.cached
         at[slot.position] = encoded.states
     return [Cell(token, at.get(i)) for i, token in enumerate(prompt.token_ids)]
+
+
+def without_oldest_turns(
+    model: Model,
+    messages: Sequence[Mapping[str, Any]],
+    n_ctx: int,
+    max_tokens: int | None,
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+) -> tuple[Sequence[Mapping[str, Any]], int]:
+    """The messages that fit into a context, and the number of turns left away; see `drop_turns`. Loads no image.
+
+    Raises:
+        ContextOverflow: not even the last turn fits. PromptError: as `build_prompt`.
+    """
+    model.handle  # noqa: B018  raises when closed
+
+    def n_tokens(kept: Sequence[Mapping[str, Any]]) -> int:
+        prompt = build_prompt(kept, model.template, model.tokenizer, image_token_id=model.image_token, tools=tools)
+        return len(prompt.token_ids)
+
+    return drop_turns(messages, n_tokens, n_ctx, max_tokens)

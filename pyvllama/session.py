@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from pyvllama.context import Context, Row
 from pyvllama.errors import ContextOverflow, PromptError
-from pyvllama.image_groups import next_group
+from pyvllama.image_groups import image_groups, next_group
 
 __all__ = ["Cell", "Planned", "Session"]
 
@@ -192,6 +192,24 @@ class Session:
         # Always: an interrupt between decoding and noting it down leaves rows in the KV cache that no list knows of.
         self.context.remove(self.seq, n)
         del self._cells[n:], self._groups[n:]
+
+    def kv_state(self) -> npt.NDArray[np.uint8]:
+        """What the KV cache holds of these cells, see `Context.kv_state`."""
+        self.truncate(self.n_past)
+        return self.context.kv_state(self.seq)
+
+    def restore(self, cells: Sequence[Cell], kv_state: npt.NDArray[np.uint8]) -> bool:
+        """Make these cells the whole content, with what the KV cache held of them.
+
+        Returns:
+            Whether llama.cpp took it, see `Context.set_kv_state`; if not, the session is empty.
+        """
+        self.truncate(0)
+        if not self.context.set_kv_state(self.seq, kv_state):
+            return False
+        self._groups.extend(image_groups([cell.image for cell in cells]))
+        self._cells.extend(cells)
+        return True
 
     def close(self) -> None:
         """Let go of the images; the context is closed by who made it."""

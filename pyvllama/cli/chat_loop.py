@@ -89,6 +89,8 @@ def _answer(llm: LLM, messages: list[dict[str, Any]], options: dict[str, Any], s
             text += delta
             ui.write_answer(delta)
         ui.write_answer("\n")
+        if dropped := chunk.get("dropped_turns"):
+            ui.note(ui.format_dropped(dropped))
         if show_timings:
             ui.note(ui.format_timings(chunk["timings"]))
     except KeyboardInterrupt:

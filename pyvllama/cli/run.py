@@ -86,6 +86,9 @@ def _exists(word: str) -> bool:
 @click.option("-i", "--image", "images", multiple=True, metavar="PATH|URL", help="A picture; repeatable.")
 @click.option("-s", "--system", metavar="TEXT", help="System prompt.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout: text, usage, timings.")
+@click.option("--image-cache", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
+              help="Keep encoded pictures in files there, for the next time.")  # fmt: skip
+@click.option("--context-shift", is_flag=True, help="When the context is full, leave the oldest turns away.")
 @click.option("--timings/--no-timings", default=True, help="The line below the answer, on stderr.")
 @_model_options
 @_sampling_options
@@ -94,6 +97,8 @@ def run(
     images: tuple[str, ...],
     system: str | None,
     as_json: bool,
+    image_cache: Path | None,
+    context_shift: bool,
     timings: bool,
     mmproj: str | None,
     text_type: str | None,
@@ -129,9 +134,17 @@ def run(
         pair = resolve(model, mmproj, text_type=text_type, progress=converting, note=ui.note)
     with ui.fraction_progress("Loading") as progress:
         llm = pyvllama.load(
-            pair.text, pair.mmproj, n_ctx=ctx_size, n_threads=threads, n_gpu_layers=gpu_layers, progress=progress
+            pair.text,
+            pair.mmproj,
+            n_ctx=ctx_size,
+            n_threads=threads,
+            n_gpu_layers=gpu_layers,
+            image_cache_dir=image_cache,
+            progress=progress,
         )
     options = {k: v for k, v in sampling.items() if v not in (None, ())}
+    if context_shift:
+        options["context_shift"] = True
     with llm:
         if llm.model.is_graft:
             ui.note("The mmproj was made with another text model of the same shapes: its eyes are grafted on.")

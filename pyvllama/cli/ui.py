@@ -26,6 +26,7 @@ __all__ = [
     "count_progress",
     "error",
     "format_bytes",
+    "format_dropped",
     "format_timings",
     "fraction_progress",
     "note",
@@ -71,6 +72,11 @@ def format_timings(timings: dict[str, Any]) -> str:
         n, ms, rate = (timings[f"{key}_{unit}"] for unit in ("n", "ms", "per_second"))
         parts.append(f"{label} {n} tokens in {_time(ms)} ({rate:.{0 if rate >= 100 else 1}f}/s)")
     return " · ".join(parts)
+
+
+def format_dropped(n_turns: int) -> str:
+    """What is said where turns were left away."""
+    return f"The context is full: the model saw the conversation without its oldest {n_turns} turn{'s'[: n_turns > 1]}."
 
 
 def _time(ms: float) -> str:

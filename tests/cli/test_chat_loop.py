@@ -118,6 +118,18 @@ def test_a_question_too_long_is_taken_back_and_its_picture_stays(terminal, pictu
     assert chat.ask("Describe the image.") == ANSWER
 
 
+def test_with_context_shift_the_chat_goes_on(terminal, picture):
+    chat = terminal("-c", "256", "-i", picture, "--no-timings", "--context-shift", "--max-tokens", "8")
+    said = [chat.ask("Describe the image.")] + [chat.ask("What colour is the ring?") for _ in range(14)]
+    notes = ["The context is full" in text for text in said]
+    assert notes == sorted(notes)
+    assert (notes[0], notes[-1]) == (False, True)
+    assert not any("Error" in text for text in said)
+    first = said[notes.index(True)]
+    assert "without its oldest" in first
+    assert "last turn alone" in chat.ask("many words " * 200)
+
+
 def test_ctrl_c_stops_the_answer_and_not_the_chat(terminal):
     endless = "from pyvllama.tokenizer import Tokenizer; Tokenizer.eog = frozenset()"
     chat = terminal("-c", "100000", "--temperature", "1", "--no-timings", before=endless)

@@ -50,6 +50,19 @@ def test_several_pictures(cli, picture):
     assert json.loads(result.stdout)["timings"]["image_cached"] == 1
 
 
+def test_a_picture_encoded_by_an_earlier_run(cli, picture, tmp_path):
+    for cached in (0, 1):
+        result = cli("run", "--image-cache", tmp_path / "pictures", "-i", picture, "--json", QUESTION)
+        answer = json.loads(result.stdout)
+        assert (answer["text"], answer["timings"]["image_cached"]) == (ANSWER, cached)
+        assert (answer["timings"]["image_encode_ms"] == 0) == bool(cached)
+    assert len(list((tmp_path / "pictures").iterdir())) == 1
+
+
+def test_an_image_cache_that_is_none(cli, picture):
+    assert_misused(cli("run", "--image-cache", picture, "-i", picture, QUESTION), "is a file")
+
+
 @pytest.mark.parametrize("as_json", [False, True])
 def test_a_prompt_from_a_pipe(cli, picture, as_json):
     result = cli("run", "-i", picture, *["--json"] * as_json, stdin=f"  {QUESTION}\n")

@@ -35,11 +35,12 @@ struct fixture {
     tiny_sizes sizes;
     std::unique_ptr<mmproj> model;
 
-    fixture(const std::string & name, bool zero_padding, bool merge_padding) : file(name) {
+    fixture(const std::string & name, bool zero_padding, bool merge_padding, ggml_type kv = GGML_TYPE_F32)
+        : file(name) {
         sizes.zero_padding = zero_padding;
         const tiny_mmproj written(file.path, sizes);
         mmproj_options options;
-        options.cross_kv_type = GGML_TYPE_F32;
+        options.cross_kv_type = kv;
         options.merge_padding = merge_padding;
         model = std::make_unique<mmproj>(file.path, options, nullptr);
     }
@@ -309,8 +310,51 @@ static void test_failures() {
     THROWS(polled.end(false), cancelled, "Ctrl-C");
 }
 
+// An image taken apart and put together again is the same to the last bit; no other sizes get in.
+static void test_restore() {
+    for (ggml_type type : { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16 }) {
+        const fixture f("test-mmproj-i.gguf", true, true, type);
+        const tiny_sizes & s = f.sizes;
+        image_states_ptr image;
+        f.states(2, &image);  // two tiles
+        const int n_tokens = image->n_tokens();
+        std::vector<std::vector<uint8_t>> bytes;
+        std::vector<bytes_view> parts;
+        CHECK(image->n_parts() == 2 * s.cross.size());
+        for (size_t i = 0; i < image->n_parts(); ++i) {
+            bytes.emplace_back(image->part_bytes(i));
+            CHECK(bytes.back().size() == ggml_type_size(type) * n_tokens * s.t_embd / s.t_head * s.t_kv);
+            image->get_part(i, bytes.back().data());
+        }
+        for (const auto & b : bytes) {
+            parts.push_back({ b.data(), b.size() });
+        }
+        const image_states_ptr again = f.model->restore(n_tokens, parts);
+        CHECK(again->n_tokens() == n_tokens && again->made_for() == image->made_for() && again->id() != image->id());
+        for (size_t j = 0; j < s.cross.size(); ++j) {
+            CHECK(again->keys(j) == image->keys(j));
+            CHECK(again->values(j) == image->values(j));
+        }
+        decode_hook hook(f.model->weights(), f.model->form(), 1, nullptr);
+        const std::vector<float> rows = noise((size_t) 3 * s.t_embd, 7);
+        CHECK(pass(hook, s, rows, { 0, 0, 0 }, { { again } }, { 3 }) ==
+              pass(hook, s, rows, { 0, 0, 0 }, { { image } }, { 3 }));
+
+        for (int n : { 0, -1, 1, n_tokens - 1, n_tokens + 1, 5 * n_tokens, 1 << 30, -(1 << 30) }) {
+            THROWS(f.model->restore(n, parts), std::invalid_argument, "tokens, not");
+        }
+        THROWS(f.model->restore(n_tokens / 2, parts), std::invalid_argument, "part 0 of an image has");
+        THROWS(f.model->restore(n_tokens, { parts.begin(), parts.end() - 1 }), std::invalid_argument, "parts, not");
+        THROWS(f.model->restore(n_tokens, {}), std::invalid_argument, "parts, not 0");
+        parts.back().size -= 1;
+        THROWS(f.model->restore(n_tokens, parts), std::invalid_argument, "part 5 of an image has");
+        THROWS(image->get_part(6, nullptr), std::invalid_argument, "no part 6");
+    }
+}
+
 int main() {
     test_padding();
+    test_restore();
     test_hook();
     test_failures();
     return summary("mmproj");

@@ -28,12 +28,14 @@ LAYERS = [
     ["image.fetch", "image.rgb", "image.tiling"],
     ["image.source"],
     ["image"],
-    ["tokenizer", "messages", "template", "image_groups", "pair_checks", "stream"],
+    ["tokenizer", "messages", "template", "image_groups", "pair_checks", "stream", "fingerprint", "turns"],
+    ["sealed_file", "kv_state"],
     ["prompt"],
     ["conversion.", "model", "grammar", "tool_calls"],
+    ["image_store"],
     ["context", "vision_cache"],
     ["session", "sampler"],
-    ["chat_options", "prompt_cells", "batching"],
+    ["chat_options", "prompt_cells", "batching", "session_file"],
     ["generation", "completion", "chats_file", "divergence"],
     ["many"],
     ["transcripts"],
@@ -64,6 +66,7 @@ THIRD_PARTY = {
     "numpy": [
         *("_runtime", "gguf_file", "image.", "conversion.", "model", "context", "sampler", "session", "llm"),
         *("divergence", "evaluation", "async_llm"),
+        *("sealed_file", "kv_state", "session_file"),
     ],
 }
 
