@@ -1,5 +1,6 @@
 """The two files of a pair, checked against each other and loaded: immutable, shared by any number of contexts."""
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from pyvllama.errors import BackendError, Cancelled, ConfigError, FormatError, P
 from pyvllama.gguf_file import GGUFFile, pairing_hash
 from pyvllama.pair_checks import check_pair, check_text
 from pyvllama.template import ChatTemplate
-from pyvllama.tokenizer import Tokenizer
+from pyvllama.tokenizer import IMAGE_TOKEN, Tokenizer
 from pyvllama.types import SamplingParams
 
 __all__ = ["Model"]
@@ -123,20 +124,29 @@ class Model:
         """Width of the text model."""
         return int(self.hparams["text_n_embd"])
 
-    @property
+    @functools.cached_property
     def n_vocab(self) -> int:
-        """Tokens that the model can write: rows of lm_head, the image token and its padding not among them."""
-        return min(int(self.hparams["text_n_vocab"]), self.tokenizer.n_tokens)
+        """Tokens that the model can write: rows of lm_head, the image token and its padding not among them.
+
+        Of a grafted text model with tokens of its own behind them, all rows.
+        """
+        n_vocab, n_tokens = int(self.hparams["text_n_vocab"]), self.tokenizer.n_tokens
+        is_more = any(i != self.image_token and not self.tokenizer.is_unused(i) for i in range(n_vocab, n_tokens))
+        return n_tokens if is_more else min(n_vocab, n_tokens)
 
     @property
     def n_ctx_train(self) -> int:
         """Positions that the model was trained for."""
         return int(llama_cpp.llama_model_n_ctx_train(self.handle))
 
-    @property
+    @functools.cached_property
     def image_token(self) -> int:
-        """The token that stands for an image; outside the vocabulary of a text file that knows none."""
-        return int(self.hparams["image_token_id"])
+        """The token that stands for an image; outside the vocabulary of a text file that knows none.
+
+        A grafted text model may have another token in its place: `<|im_start|>`, say, which its makers added.
+        """
+        token, n_tokens = int(self.hparams["image_token_id"]), self.tokenizer.n_tokens
+        return token if self.tokenizer.special_tokens.get(IMAGE_TOKEN) == token else max(token, n_tokens)
 
     @property
     def sampling_defaults(self) -> SamplingParams:
@@ -145,10 +155,9 @@ class Model:
         return SamplingParams.from_options(SamplingParams(), found)
 
     def _chat_template(self) -> ChatTemplate:
-        # A grafted text model's own template knows no images; the mmproj brings the one it was trained with.
+        # A grafted text model speaks as its own template has it, with images or without (see `build_prompt`).
         own = self.text_metadata.get("tokenizer.chat_template", "")
-        source = own if self.image_token < self.tokenizer.n_tokens and own else ""
-        source = source or self.mmproj_metadata.get("clip.mllama.chat_template", "") or own
+        source = own or self.mmproj_metadata.get("clip.mllama.chat_template", "")
         if not source:
             raise FormatError(f"{self.text_path} and {self.mmproj_path}: neither holds a chat template")
         special = {token: text for text, token in self.tokenizer.special_tokens.items()}

@@ -22,7 +22,9 @@ class Sampler:
         self._chain: Any = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
         n_tokens = model.tokenizer.n_tokens
         # The image token and its padding copy a reserved token's row of lm_head: never an answer.
-        barred = range(model.n_vocab, n_tokens)
+        barred = [*range(model.n_vocab, n_tokens)]
+        if model.image_token < model.n_vocab:
+            barred.append(model.image_token)
         if barred:
             bias = (llama_cpp.llama_logit_bias * len(barred))()
             for i, token in enumerate(barred):

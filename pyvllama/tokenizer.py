@@ -11,7 +11,10 @@ from typing import Any
 from pyvllama._runtime import llama_cpp
 from pyvllama.errors import BackendError, PromptError
 
-__all__ = ["Tokenizer", "well_formed"]
+__all__ = ["IMAGE_TOKEN", "Tokenizer", "well_formed"]
+
+IMAGE_TOKEN = "<|image|>"
+"""The text of the token that stands for an image."""
 
 _MAX_TEXT_BYTES = 2**31 - 1  # llama.cpp counts in int32
 
@@ -116,6 +119,10 @@ class Tokenizer:
                 return buffer.raw[:n]
             n_max = -n
         raise BackendError(f"llama.cpp gave no text for token {token} (it answered {n})")
+
+    def is_unused(self, token: int) -> bool:
+        """Whether a token of the vocabulary only fills a row of the embedding (`[PAD128257]`)."""
+        return bool(llama_cpp.llama_vocab_get_attr(self._open, token) & llama_cpp.LLAMA_TOKEN_ATTR_UNUSED)
 
     def _tokens_with(self, predicate: Any) -> Iterable[int]:
         return (token for token in range(self.n_tokens) if predicate(self._open, token))
