@@ -91,7 +91,11 @@ class Model:
         check_pair(text_file, mmproj_file, self.hparams)
         self.is_graft = pairing_hash(text_file) != self.hparams["pairing_hash"]
         self._weights = _TextWeights(_load_text(text, n_gpu_layers, use_mmap, _part(progress, 0.5, 1.0)))
-        self.tokenizer = Tokenizer(llama_cpp.llama_model_get_vocab(self.handle))
+        ends = self.text_metadata.get("tokenizer.ggml.eos_token_ids")  # where llama.cpp's keys are too few
+        self.tokenizer = Tokenizer(
+            llama_cpp.llama_model_get_vocab(self.handle),
+            [i for i in ends if type(i) is int] if isinstance(ends, list) else (),
+        )
         self.preprocessor = PreprocessorConfig.from_gguf(self.mmproj_metadata)
         self.template = self._chat_template()
 

@@ -33,10 +33,12 @@ class Tokenizer:
 
     Args:
         vocab: what `llama_cpp.llama_model_get_vocab(model)` returns.
+        more_ends: tokens that end a generation beside those that llama.cpp knows.
     """
 
-    def __init__(self, vocab: Any) -> None:
+    def __init__(self, vocab: Any, more_ends: Iterable[int] = ()) -> None:
         self._vocab: Any = vocab
+        self._more_ends = more_ends
         self.n_tokens: int = llama_cpp.llama_vocab_n_tokens(vocab)
 
     @property
@@ -72,7 +74,7 @@ class Tokenizer:
     @functools.cached_property
     def eog(self) -> frozenset[int]:
         """The tokens that end a generation (`<|eot_id|>`, `<|end_of_text|>`, `<|eom_id|>`, ...)."""
-        return frozenset(self._tokens_with(llama_cpp.llama_vocab_is_eog))
+        return frozenset((*self._tokens_with(llama_cpp.llama_vocab_is_eog), *self._more_ends))
 
     def tokenize(self, text: str, *, parse_special: bool = False) -> list[int]:
         """Text to token ids, without BOS or EOS.

@@ -54,8 +54,8 @@ def fit_config(checkpoint: Checkpoint, config: MllamaConfig) -> MllamaConfig:
         return config
     checkpoint.notes.append(
         f"the embedding has {n_embed} rows and the output {n_head}, where vocab_size = {config.text.vocab_size} of "
-        f"{checkpoint.config_file} asks for {config.text.n_embedding_rows} and {config.text.vocab_size}; they are taken "
-        "as they are"
+        f"{checkpoint.config_file} asks for {config.text.n_embedding_rows} and {config.text.vocab_size}; they are "
+        "taken as they are"
     )
     return replace(config, text=replace(config.text, vocab_size=vocab_size))
 
