@@ -123,6 +123,8 @@ def test_a_text_model_with_tokens_of_its_own(pocket_pair, tmp_path, samples, n_m
         assert llm.model.image_token == N_VOCAB + n_more
         got = llm.logits(messages(samples))
     assert got.shape[1] == N_VOCAB + n_more
+    with pytest.raises(FormatError, match="different vocabularies"):
+        pyvllama.evaluate(text, pocket_pair.text, [], mmproj=pocket_pair.mmproj)
     np.testing.assert_allclose(got[:, :N_VOCAB], want, rtol=0, atol=1e-5 * np.sqrt(np.mean(want**2)))
 
 
