@@ -103,7 +103,7 @@ def convert(
     the Hub and a token (`hf auth login`, or HF_TOKEN).
 
     Or it is ollama:NAME[:TAG], a model that Ollama has pulled (in $OLLAMA_MODELS, ~/.ollama/models or a service's
-    directory): its files are repacked, every tensor as it is, so -q and the like mean nothing.
+    directory): its files are repacked, every tensor as it is, so it takes no -q and the like.
 
     Fine-tunes with other vocabulary sizes are taken as they are: a cut or enlarged embedding or lm_head, tied ones too.
     So are weights that bitsandbytes quantized, to 4 bits or 8.
@@ -116,7 +116,7 @@ def convert(
     pyvllama convert meta-llama/Llama-3.2-11B-Vision-Instruct -o models
     pyvllama convert ollama:llama3.2-vision -o models
     pyvllama convert my-fine-tune -o models -q q6_k --tensor-type 'xattn.*=q8_0'
-    pyvllama convert my-fine-tune -o models -q iq3_s --imatrix imatrix.gguf --dry-run
+    pyvllama convert tune -o models -q iq2_m --imatrix imatrix-x.gguf --imatrix imatrix-mmproj-x.gguf
     pyvllama convert my-weights -o models --base meta-llama/Llama-3.2-11B-Vision-Instruct
     pyvllama convert Llama-3.2-11B-Vision-Instruct -o models --lora my-adapter --name my-model
     """  # noqa: D301  click wants the character itself

@@ -148,6 +148,8 @@ def plan_conversion(
     Raises:
         As `convert`, but for what goes wrong while writing.
     """
+    if mmproj_only and split_max_bytes is not None:
+        raise ConfigError("the text model is what a size splits, but the mmproj alone is to be written")
     if is_ollama(src):
         _refuse_meaningless(
             src,
@@ -227,8 +229,6 @@ def plan_conversion(
         return OutputFile(Path(out_dir) / file_name, metadata, tuple(tensors))
 
     mmproj = output(Destination.MMPROJ, f"mmproj-{name}-{rules.mmproj.name.upper()}.gguf", mmproj_keys)
-    if mmproj_only and split_max_bytes is not None:
-        raise ConfigError("the text model is what would be split, but without it the mmproj alone is written")
     text = [] if mmproj_only else [output(Destination.TEXT, f"{name}-{rules.text.name.upper()}.gguf", text_keys)]
     if importance is not None and (note := importance.note([*text, mmproj])):
         notes.append(note)

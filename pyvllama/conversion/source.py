@@ -67,9 +67,11 @@ def find_source(src: str | Path, *, revision: str | None = None, has_base: bool 
         has_base: a config.json that is missing there will be taken from a base.
 
     Raises:
-        ModelNotFound: the Hub has no such repository, or does not give it.
+        ModelNotFound: no name; or the Hub has no such repository, or does not give it.
         ConfigError: a revision of a directory was asked for.
     """
+    if not str(src):
+        raise ModelNotFound("the checkpoint's name is empty")
     if is_on_hub(src):
         return Source(download(str(src), revision, has_base=has_base), str(src).split("/")[1], str(src))
     if revision is not None:

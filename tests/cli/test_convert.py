@@ -192,6 +192,9 @@ def test_only_the_eyes(cli, checkpoint, tmp_path):
     result = cli("run", pair.text, "--mmproj", mmproj, "--json", "--max-tokens", "2", "--temperature", "0", "Hello")
     assert result.exit_code == 0, result.output
 
+    refused = cli("convert", checkpoint, "-o", tmp_path / "eyes", "--mmproj-only", "--split-max-size", "1G")
+    assert_refused(refused, "the mmproj alone is to be written")
+
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory):
