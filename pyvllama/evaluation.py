@@ -21,6 +21,7 @@ from pyvllama.errors import BackendError, Cancelled, ConfigError, FormatError, P
 from pyvllama.gguf_file import GGUFFile
 from pyvllama.locate import locate
 from pyvllama.resolve import resolve
+from pyvllama.tokenizer import IMAGE_TOKEN
 from pyvllama.transcript_reader import TranscriptReader
 from pyvllama.transcripts import Transcript, located
 from pyvllama.types import Pair
@@ -176,13 +177,19 @@ def _check_space(folder: Path, transcripts: Sequence[Transcript], max_tokens: in
         )
 
 
+_UNUSED = 5  # of tokenizer.ggml.token_type
+
+
 def _vocabulary(pair: Pair) -> list[str]:
     """The tokens that the model can say; found without loading it."""
     tokens = GGUFFile(pair.text).metadata.get("tokenizer.ggml.tokens")
     n_vocab = GGUFFile(pair.mmproj).metadata.get("clip.mllama.text.vocab_size")
     if not isinstance(tokens, list) or not isinstance(n_vocab, int):
         raise FormatError(f"{pair.text} and {pair.mmproj} are no pair of this kind: they do not tell their vocabulary")
-    return tokens[:n_vocab]
+    types = GGUFFile(pair.text).metadata.get("tokenizer.ggml.token_type")
+    more = zip(tokens[n_vocab:], types[n_vocab:] if isinstance(types, list) else (), strict=False)
+    has_own = any(token != IMAGE_TOKEN and kind != _UNUSED for token, kind in more)  # as `Model.n_vocab` has it
+    return tokens if has_own else tokens[:n_vocab]
 
 
 def _logits(reader: TranscriptReader, transcript: Transcript) -> Iterator[npt.NDArray[np.float32]]:

@@ -7,10 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePath
 
-__all__ = ["IMATRIX_PREFIX", "MMPROJ_PREFIX", "FileName", "is_text_name", "parse_file_name", "shards_of"]
+__all__ = ["IMATRIX_PREFIX", "LORA_SUFFIX", "MMPROJ_PREFIX", "FileName", "is_text_name", "parse_file_name", "shards_of"]
 
 MMPROJ_PREFIX = "mmproj-"
 IMATRIX_PREFIX = "imatrix-"
+LORA_SUFFIX = "-lora"
+"""llama.cpp's, in any case, of files such as `NAME-F16-LoRA.gguf`."""
 
 _TYPE = re.compile(r"[-.](F32|F16|BF16|I?Q\d\w*|TQ\d\w*|MXFP4\w*)$", re.IGNORECASE)
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})$", re.IGNORECASE)

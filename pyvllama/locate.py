@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pyvllama.errors import ModelNotFound
-from pyvllama.file_names import IMATRIX_PREFIX, MMPROJ_PREFIX, parse_file_name
+from pyvllama.file_names import IMATRIX_PREFIX, LORA_SUFFIX, MMPROJ_PREFIX, parse_file_name
 from pyvllama.types import Pair
 
 __all__ = ["as_path", "find_mmproj", "is_checkpoint", "locate", "pocket_pair", "pocket_picture"]
@@ -94,6 +94,11 @@ def _pair_in(folder: Path, mmproj: Path | None = None) -> Pair:
     if not texts:
         if is_checkpoint(folder):
             raise ModelNotFound(f"{folder}: this is a checkpoint; convert it first: pyvllama convert {folder} -o DIR")
+        if any(p.name.startswith(MMPROJ_PREFIX) for p in folder.glob("*.gguf")):
+            raise ModelNotFound(
+                f"{folder}: there is an mmproj in it, but no text model. Name one that it fits, and the mmproj with "
+                "--mmproj"
+            )
         raise ModelNotFound(f"{folder}: no GGUF files in it")
     if len(texts) > 1:
         names = ", ".join(p.name for p in texts)
@@ -103,7 +108,11 @@ def _pair_in(folder: Path, mmproj: Path | None = None) -> Pair:
 
 def _texts_in(folder: Path) -> list[Path]:
     """Every text model's file, of split ones the first."""
-    found = (p for p in folder.glob("*.gguf") if not p.name.startswith((MMPROJ_PREFIX, IMATRIX_PREFIX)))
+
+    def is_no_model(p: Path) -> bool:
+        return p.name.startswith((MMPROJ_PREFIX, IMATRIX_PREFIX)) or p.stem.lower().endswith(LORA_SUFFIX)
+
+    found = (p for p in folder.glob("*.gguf") if not is_no_model(p))
     return sorted(p for p in found if parse_file_name(p).shard == 1)
 
 

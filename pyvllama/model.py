@@ -19,7 +19,7 @@ from pyvllama.fingerprint import weights_fingerprint
 from pyvllama.gguf_file import GGUFFile, pairing_hash
 from pyvllama.pair_checks import check_pair, check_text
 from pyvllama.template import ChatTemplate
-from pyvllama.tokenizer import Tokenizer
+from pyvllama.tokenizer import IMAGE_TOKEN, Tokenizer
 from pyvllama.types import SamplingParams
 
 __all__ = ["Model"]
@@ -97,7 +97,11 @@ class Model:
         check_pair(text_file, mmproj_file, self.hparams)
         self.is_graft = pairing_hash(text_file) != self.hparams["pairing_hash"]
         self._weights = _TextWeights(_load_text(text, n_gpu_layers, use_mmap, _part(progress, 0.5, 1.0)))
-        self.tokenizer = Tokenizer(llama_cpp.llama_model_get_vocab(self.handle))
+        ends = self.text_metadata.get("tokenizer.ggml.eos_token_ids")  # where llama.cpp's keys are too few
+        self.tokenizer = Tokenizer(
+            llama_cpp.llama_model_get_vocab(self.handle),
+            [i for i in ends if type(i) is int] if isinstance(ends, list) else (),
+        )
         self.preprocessor = PreprocessorConfig.from_gguf(self.mmproj_metadata)
         self.template = self._chat_template()
 
@@ -130,20 +134,29 @@ class Model:
         """Width of the text model."""
         return int(self.hparams["text_n_embd"])
 
-    @property
+    @functools.cached_property
     def n_vocab(self) -> int:
-        """Tokens that the model can write: rows of lm_head, the image token and its padding not among them."""
-        return min(int(self.hparams["text_n_vocab"]), self.tokenizer.n_tokens)
+        """Tokens that the model can write: rows of lm_head, the image token and its padding not among them.
+
+        Of a grafted text model with tokens of its own behind them, all rows.
+        """
+        n_vocab, n_tokens = int(self.hparams["text_n_vocab"]), self.tokenizer.n_tokens
+        is_more = any(i != self.image_token and not self.tokenizer.is_unused(i) for i in range(n_vocab, n_tokens))
+        return n_tokens if is_more else min(n_vocab, n_tokens)
 
     @property
     def n_ctx_train(self) -> int:
         """Positions that the model was trained for."""
         return int(llama_cpp.llama_model_n_ctx_train(self.handle))
 
-    @property
+    @functools.cached_property
     def image_token(self) -> int:
-        """The token that stands for an image; outside the vocabulary of a text file that knows none."""
-        return int(self.hparams["image_token_id"])
+        """The token that stands for an image; outside the vocabulary of a text file that knows none.
+
+        A grafted text model may have another token in its place: `<|im_start|>`, say, which its makers added.
+        """
+        token, n_tokens = int(self.hparams["image_token_id"]), self.tokenizer.n_tokens
+        return token if self.tokenizer.special_tokens.get(IMAGE_TOKEN) == token else max(token, n_tokens)
 
     @property
     def sampling_defaults(self) -> SamplingParams:
@@ -182,10 +195,9 @@ class Model:
         return h["n_positions"], h["max_num_tiles"], h["text_n_head_kv"] * self.n_embd // h["text_n_head"]
 
     def _chat_template(self) -> ChatTemplate:
-        # A grafted text model's own template knows no images; the mmproj brings the one it was trained with.
+        # A grafted text model speaks as its own template has it, with images or without (see `build_prompt`).
         own = self.text_metadata.get("tokenizer.chat_template", "")
-        source = own if self.image_token < self.tokenizer.n_tokens and own else ""
-        source = source or self.mmproj_metadata.get("clip.mllama.chat_template", "") or own
+        source = own or self.mmproj_metadata.get("clip.mllama.chat_template", "")
         if not source:
             raise FormatError(f"{self.text_path} and {self.mmproj_path}: neither holds a chat template")
         special = {token: text for text, token in self.tokenizer.special_tokens.items()}

@@ -20,6 +20,10 @@ _SHAPES = (
     ("llama.attention.head_count_kv", "text_n_head_kv"),
 )
 _NO_WEIGHTS = ("i8", "i16", "i32", "i64", "f64")  # types that a tensor can have and llama.cpp cannot multiply
+_NO_MODELS = {
+    "imatrix": "an importance matrix (for --imatrix of `pyvllama convert` and `quantize`)",
+    "adapter": "a LoRA adapter (for llama.cpp; here, merge it with `pyvllama convert --lora`)",
+}
 _MAX_EXTRA_TOKENS = 256  # beyond lm_head's rows: the image token, its padding, and what a fine-tune may have added
 
 
@@ -45,6 +49,8 @@ def check_text(file: GGUFFile) -> None:
         FormatError: says which key or tensor.
     """
     architecture = file.metadata.get("general.architecture")
+    if what := _NO_MODELS.get(str(file.metadata.get("general.type"))):
+        raise FormatError(f"{file.path}: this is {what}, no model")
     if architecture == "clip":
         raise FormatError(f"{file.path}: this is an mmproj file; name the text file beside it instead")
     if architecture != "llama":

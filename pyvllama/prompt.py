@@ -7,6 +7,9 @@ How: every special token holds a character that is its guard (`|` in all of Llam
 guards are replaced by private characters that occur nowhere in it, so that no special token can arise from them, not
 even out of two halves in two messages. The template is rendered, the result cut at its special tokens, and the pieces
 between, with their guards put back, are tokenized as plain text.
+
+A text model's template, as a grafted model has it, knows no image parts: it gets strings that hold the image token
+where the image stands in the message, before the text as a rule.
 """
 
 import functools
@@ -19,6 +22,7 @@ from typing import Any, Protocol
 from pyvllama.errors import PromptError
 from pyvllama.messages import ImagePart, read_messages, read_tools
 from pyvllama.template import ChatTemplate
+from pyvllama.tokenizer import IMAGE_TOKEN
 
 __all__ = ["ImageSlot", "Prompt", "build_prompt"]
 
@@ -69,7 +73,7 @@ def build_prompt(
     tokenizer: _Tokenizer,
     *,
     image_token_id: int,
-    image_token: str = "<|image|>",
+    image_token: str = IMAGE_TOKEN,
     add_generation_prompt: bool = True,
     tools: Sequence[Mapping[str, Any]] | None = None,
     variables: Mapping[str, Any] | None = None,
@@ -83,7 +87,7 @@ def build_prompt(
         template: the model's chat template.
         tokenizer: the model's vocabulary. It need not know the image token.
         image_token_id: the id that stands for an image in `Prompt.token_ids`.
-        image_token: what the template writes for an image.
+        image_token: what the template writes for an image; what it is given, if it takes no image parts.
         add_generation_prompt: end with the header of the assistant's answer.
         tools: OpenAI's function descriptions for the template.
         variables: further names for the template.
@@ -100,6 +104,8 @@ def build_prompt(
         hidden = _map_strings(names, lambda text: text.translate(hide))
     except RecursionError as e:
         raise PromptError("the messages are nested too deeply") from e
+    if conversation.images and not template.takes_images(image_token):
+        hidden["messages"] = [_without_parts(message, image_token) for message in hidden["messages"]]
     rendered = template.render(
         hidden["messages"],
         tools=hidden["tools"],
@@ -120,6 +126,15 @@ def build_prompt(
         ids.insert(0, tokenizer.bos)
         positions = [position + 1 for position in positions]
     return Prompt(tuple(ids), _bind(positions, conversation.images))
+
+
+def _without_parts(message: dict[str, Any], image_token: str) -> dict[str, Any]:
+    """The message with a string for its content, guards already hidden: its image tokens are those of image parts."""
+    content = message["content"]
+    if isinstance(content, str):
+        return message
+    texts = [image_token if part["type"] == "image" else part["text"] for part in content]
+    return {**message, "content": "".join(texts)}
 
 
 def _bind(positions: list[int], parts: list[ImagePart]) -> tuple[ImageSlot, ...]:

@@ -53,7 +53,7 @@ class Sampler:
         self._n_top = params.top_logprobs
         self._grammar: Any = None
         self._chain: Any = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
-        self._add_bias(params.logit_bias)
+        self._add_bias(model, params.logit_bias)
         if params.repeat_penalty != 1 or params.frequency_penalty != 0 or params.presence_penalty != 0:
             last_n = params.penalty_last_n if params.penalty_last_n >= 0 else model.n_ctx_train
             self._add(
@@ -68,10 +68,14 @@ class Sampler:
         if constraint is not None:
             self._grammar = _grammar_sampler(model, constraint)
 
-    def _add_bias(self, logit_bias: tuple[tuple[int, float], ...]) -> None:
+    def _add_bias(self, model: Model, logit_bias: tuple[tuple[int, float], ...]) -> None:
         if bad := [token for token, _ in logit_bias if not 0 <= token < self._n_vocab]:
             raise ConfigError(f"logit_bias names token {bad[0]}, but tokens go from 0 to {self._n_vocab - 1}")
-        biases = [*((token, _NEVER) for token in range(self._n_vocab, self._n_tokens)), *logit_bias]
+        # The image token and its padding copy a reserved token's row of lm_head: never an answer.
+        barred = [*range(self._n_vocab, self._n_tokens)]
+        if model.image_token < self._n_vocab:
+            barred.append(model.image_token)
+        biases = [*((token, _NEVER) for token in barred), *logit_bias]
         if not biases:
             return
         array = (llama_cpp.llama_logit_bias * len(biases))()

@@ -82,6 +82,7 @@ class ChatTemplate:
     ) -> None:
         self.source = source
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
+        self._takes_images: dict[str, bool] = {}
         try:
             self._template = _environment(now).from_string(source)
         except jinja2.TemplateSyntaxError as e:
@@ -89,6 +90,22 @@ class ChatTemplate:
                 f"the model's chat template is no valid Jinja, line {e.lineno}: {e.message}. "
                 "The GGUF needs a correct tokenizer.chat_template"
             ) from e
+
+    def takes_images(self, image_token: str) -> bool:
+        """Whether the template writes an image part of a user's message as one `image_token`.
+
+        Templates of text models take the content for a string: they fail on parts, or write them as Python does. This
+        is found by trying, once.
+        """
+        if image_token not in self._takes_images:
+            text = "What is this?"
+            content = [{"type": "image"}, {"type": "text", "text": text}]
+            try:
+                rendered = self.render([{"role": "user", "content": content}])
+            except PromptError:
+                rendered = ""
+            self._takes_images[image_token] = rendered.count(image_token) == 1 and rendered.count(text) == 1
+        return self._takes_images[image_token]
 
     def render(
         self,

@@ -11,7 +11,10 @@ from typing import Any
 from pyvllama._runtime import llama_cpp
 from pyvllama.errors import BackendError, PromptError
 
-__all__ = ["Tokenizer", "well_formed"]
+__all__ = ["IMAGE_TOKEN", "Tokenizer", "well_formed"]
+
+IMAGE_TOKEN = "<|image|>"
+"""The text of the token that stands for an image."""
 
 _MAX_TEXT_BYTES = 2**31 - 1  # llama.cpp counts in int32
 
@@ -30,10 +33,12 @@ class Tokenizer:
 
     Args:
         vocab: what `llama_cpp.llama_model_get_vocab(model)` returns.
+        more_ends: tokens that end a generation beside those that llama.cpp knows.
     """
 
-    def __init__(self, vocab: Any) -> None:
+    def __init__(self, vocab: Any, more_ends: Iterable[int] = ()) -> None:
         self._vocab: Any = vocab
+        self._more_ends = more_ends
         self.n_tokens: int = llama_cpp.llama_vocab_n_tokens(vocab)
 
     @property
@@ -69,7 +74,7 @@ class Tokenizer:
     @functools.cached_property
     def eog(self) -> frozenset[int]:
         """The tokens that end a generation (`<|eot_id|>`, `<|end_of_text|>`, `<|eom_id|>`, ...)."""
-        return frozenset(self._tokens_with(llama_cpp.llama_vocab_is_eog))
+        return frozenset((*self._tokens_with(llama_cpp.llama_vocab_is_eog), *self._more_ends))
 
     def tokenize(self, text: str, *, parse_special: bool = False) -> list[int]:
         """Text to token ids, without BOS or EOS.
@@ -116,6 +121,10 @@ class Tokenizer:
                 return buffer.raw[:n]
             n_max = -n
         raise BackendError(f"llama.cpp gave no text for token {token} (it answered {n})")
+
+    def is_unused(self, token: int) -> bool:
+        """Whether a token of the vocabulary only fills a row of the embedding (`[PAD128257]`)."""
+        return bool(llama_cpp.llama_vocab_get_attr(self._open, token) & llama_cpp.LLAMA_TOKEN_ATTR_UNUSED)
 
     def _tokens_with(self, predicate: Any) -> Iterable[int]:
         return (token for token in range(self.n_tokens) if predicate(self._open, token))

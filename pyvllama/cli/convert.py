@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,6 @@ from pyvllama.context import MAX_N_THREADS
 
 if TYPE_CHECKING:
     from pyvllama.conversion.output import OutputFile
-    from pyvllama.conversion.pipeline import ConversionPlan
 
 __all__ = ["convert"]
 
@@ -103,7 +103,7 @@ def convert(
     the Hub and a token (`hf auth login`, or HF_TOKEN).
 
     Or it is ollama:NAME[:TAG], a model that Ollama has pulled (in $OLLAMA_MODELS, ~/.ollama/models or a service's
-    directory): its files are repacked, every tensor as it is, so -q and the like mean nothing.
+    directory): its files are repacked, every tensor as it is, so it takes no -q and the like.
 
     Fine-tunes with other vocabulary sizes are taken as they are: a cut or enlarged embedding or lm_head, tied ones too.
     So are weights that bitsandbytes quantized, to 4 bits or 8.
@@ -116,23 +116,20 @@ def convert(
     pyvllama convert meta-llama/Llama-3.2-11B-Vision-Instruct -o models
     pyvllama convert ollama:llama3.2-vision -o models
     pyvllama convert my-fine-tune -o models -q q6_k --tensor-type 'xattn.*=q8_0'
-    pyvllama convert my-fine-tune -o models -q iq3_s --imatrix imatrix.gguf --dry-run
+    pyvllama convert tune -o models -q iq2_m --imatrix imatrix-x.gguf --imatrix imatrix-mmproj-x.gguf
     pyvllama convert my-weights -o models --base meta-llama/Llama-3.2-11B-Vision-Instruct
     pyvllama convert Llama-3.2-11B-Vision-Instruct -o models --lora my-adapter --name my-model
     """  # noqa: D301  click wants the character itself
-    from pyvllama.conversion.output import check_existing, write_files  # noqa: PLC0415  not needed by other commands
-    from pyvllama.conversion.pipeline import plan_conversion  # noqa: PLC0415
+    from pyvllama.conversion.pipeline import plan_conversion  # noqa: PLC0415  not needed by other commands
     from pyvllama.conversion.source import is_adapter_source  # noqa: PLC0415
     from pyvllama.conversion.splitting import parse_size  # noqa: PLC0415
 
     if is_adapter_source(src, revision=revision):
-        from pyvllama.conversion.lora_gguf import convert_lora  # noqa: PLC0415
+        from pyvllama.conversion.lora_gguf import plan_lora  # noqa: PLC0415
 
         refuse_model_options(click.get_current_context())
-        path = convert_lora(
-            src, out_dir, base=base, type=text_type or "f16", name=name, revision=revision, overwrite=overwrite
-        )
-        click.echo(f"{path}  {ui.format_bytes(path.stat().st_size)}")
+        adapter = plan_lora(src, out_dir, base=base, type=text_type or "f16", name=name, revision=revision)
+        finish([adapter], out_dir, dry_run=dry_run, threads=threads, overwrite=overwrite)
         return
     plan = plan_conversion(  # a download draws bars of its own
         src,
@@ -153,19 +150,26 @@ def convert(
     )
     for text in plan.notes:
         ui.note(text)
+    finish(plan.files, out_dir, dry_run=dry_run, threads=threads, overwrite=overwrite)
+
+
+def finish(files: Sequence[OutputFile], out_dir: Path, *, dry_run: bool, threads: int | None, overwrite: bool) -> None:
+    """Write the files, or print what they will be."""
+    from pyvllama.conversion.output import check_existing, write_files  # noqa: PLC0415
+
     if dry_run:
-        check_existing([file.path for file in plan.files], overwrite=overwrite)
-        print_plan(plan, out_dir)
+        check_existing([file.path for file in files], overwrite=overwrite)
+        print_plan(files, out_dir)
         return
     with ui.bytes_progress() as progress:
-        paths = write_files(plan.files, n_threads=threads, progress=progress, overwrite=overwrite)
+        paths = write_files(files, n_threads=threads, progress=progress, overwrite=overwrite)
     for path in paths:
         click.echo(f"{path}  {ui.format_bytes(path.stat().st_size)}")
 
 
 def refuse_model_options(context: click.Context) -> None:
     """Say which options mean nothing where SRC is an adapter."""
-    of_adapters = {"src", "out_dir", "text_type", "base", "name", "revision", "threads", "overwrite"}
+    of_adapters = {"src", "out_dir", "text_type", "base", "name", "revision", "threads", "overwrite", "dry_run"}
     given = [
         max(p.opts, key=len)
         for p in context.command.params
@@ -175,15 +179,18 @@ def refuse_model_options(context: click.Context) -> None:
         raise click.UsageError(f"{context.params['src']} is a LoRA adapter: {', '.join(given)} cannot be used with it")
 
 
-def print_plan(plan: ConversionPlan, out_dir: Path) -> None:
+def print_plan(files: Sequence[OutputFile], out_dir: Path) -> None:
     """Every tensor with its type, size and source; then what it takes of the disk and the memory."""
-    for file in plan.files:
+    for file in files:
         click.echo(f"{file.path}  {ui.format_bytes(file.n_bytes)}")
         for line in _tensor_lines(file):
             click.echo(line)
+    from pyvllama.conversion.conversion_plan import PEAK_MEMORY  # noqa: PLC0415
+
     where = next(p for p in (out_dir, *out_dir.absolute().parents) if p.exists())
-    click.echo(f"disk    {ui.format_bytes(plan.n_bytes)} needed, {ui.format_bytes(shutil.disk_usage(where).free)} free")
-    click.echo(f"memory  about {ui.format_bytes(plan.peak_memory)} at most")
+    needed, free = sum(file.n_bytes for file in files), shutil.disk_usage(where).free
+    click.echo(f"disk    {ui.format_bytes(needed)} needed, {ui.format_bytes(free)} free")
+    click.echo(f"memory  about {ui.format_bytes(PEAK_MEMORY)} at most")
 
 
 def _tensor_lines(file: OutputFile) -> list[str]:

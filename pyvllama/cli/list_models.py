@@ -30,7 +30,7 @@ def list_models(as_json: bool) -> None:
         click.echo(json.dumps([item.as_dict() for item in items], indent=2))
         return
     if not items:
-        ui.note("No models yet. `pyvllama pull` fetches one, `pyvllama run` and `pyvllama convert` make one.")
+        ui.note("No models yet. `pyvllama pull` fetches one, `pyvllama run CHECKPOINT` makes one.")
         return
     heads = ("NAME", "TYPE", "TEXT", "MMPROJ", "USED", "SOURCE")
     rows = [heads, *map(_row, items)]

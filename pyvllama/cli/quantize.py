@@ -53,7 +53,9 @@ def quantize(
     pyvllama quantize mmproj-My-Model-F16.gguf -o small -q q6_k --mmproj-type q8_0
     pyvllama quantize models -o tiny -q iq2_m --imatrix imatrix.gguf --imatrix imatrix-mmproj.gguf
     """  # noqa: D301  click wants the character itself
-    from pyvllama.conversion.quantization import quantize as quantize_files  # noqa: PLC0415
+    from pyvllama.conversion.importance import read_importance  # noqa: PLC0415
+    from pyvllama.conversion.output import write_files  # noqa: PLC0415
+    from pyvllama.conversion.quantization import plan_quantization  # noqa: PLC0415
     from pyvllama.conversion.splitting import parse_size  # noqa: PLC0415
     from pyvllama.locate import locate  # noqa: PLC0415
 
@@ -61,20 +63,21 @@ def quantize(
     for path in files:
         pair = locate(path) if path.is_dir() else None
         paths += [path] if pair is None else [pair.text, pair.mmproj]
+    planned = plan_quantization(
+        paths,
+        out_dir,
+        text_type=text_type,
+        mmproj_type=mmproj_type,
+        cross_type=cross_type,
+        tensor_types=tensor_types,
+        imatrix=imatrix,
+        allow_requantize=allow_requantize,
+        split_max_bytes=None if split_max_size is None else parse_size(split_max_size),
+    )
+    importance = read_importance(imatrix)
+    if importance is not None and (text := importance.note(planned)):
+        ui.note(text)
     with ui.bytes_progress() as progress:
-        written = quantize_files(
-            paths,
-            out_dir,
-            text_type=text_type,
-            mmproj_type=mmproj_type,
-            cross_type=cross_type,
-            tensor_types=tensor_types,
-            imatrix=imatrix,
-            allow_requantize=allow_requantize,
-            split_max_bytes=None if split_max_size is None else parse_size(split_max_size),
-            n_threads=threads,
-            progress=progress,
-            overwrite=overwrite,
-        )
+        written = write_files(planned, n_threads=threads, progress=progress, overwrite=overwrite)
     for path in written:
         click.echo(f"{path}  {ui.format_bytes(path.stat().st_size)}")

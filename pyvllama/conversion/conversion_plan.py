@@ -11,10 +11,11 @@ from pyvllama.conversion.output import OutputFile
 from pyvllama.conversion.tensor_map import Destination, PlannedTensor
 from pyvllama.errors import ConfigError
 
-__all__ = ["ConversionPlan", "model_name", "n_params"]
+__all__ = ["PEAK_MEMORY", "ConversionPlan", "model_name", "n_params"]
 
 PEAK_MEMORY = 450 << 20
-"""Of the process, in bytes: a few slices of rows, the vocabulary, the programs themselves (tools/bench/convert.py)."""
+"""Of a process that writes such files, in bytes, for any size of model: a few slices of rows,
+the vocabulary, the programs themselves (tools/bench/convert.py)."""
 
 
 @dataclass(frozen=True)
@@ -32,16 +33,6 @@ class ConversionPlan:
     def files(self) -> tuple[OutputFile, ...]:
         """All files, in the order in which they are written."""
         return (*self.text, self.mmproj)
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of all tensors: the space on disk that it takes."""
-        return sum(file.n_bytes for file in self.files)
-
-    @property
-    def peak_memory(self) -> int:
-        """Bytes of memory that writing takes at most, about: measured, and nearly the same for any size of model."""
-        return PEAK_MEMORY
 
 
 def model_name(name: str) -> str:

@@ -8,7 +8,6 @@ no training has used; no row is lost.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -22,13 +21,12 @@ from pyvllama.errors import CheckpointError
 
 __all__ = ["fit_config", "fit_tensors"]
 
-log = logging.getLogger("pyvllama")
-
 
 def fit_config(checkpoint: Checkpoint, config: MllamaConfig) -> MllamaConfig:
     """The configuration with the vocabulary that the tensors really have.
 
-    `vocab_size` becomes the rows of lm_head, or as many more as an embedding of more than 8 rows above it needs.
+    `vocab_size` becomes the rows of lm_head, or as many more as an embedding of more than 8 rows above it needs. A
+    change is noted in the checkpoint's `notes`.
 
     Raises:
         CheckpointError: the embedding has no row for the image token, or fewer rows than lm_head.
@@ -54,16 +52,10 @@ def fit_config(checkpoint: Checkpoint, config: MllamaConfig) -> MllamaConfig:
     vocab_size = max(n_head, n_embed - EXTRA_EMBEDDING_ROWS)
     if vocab_size == config.text.vocab_size:
         return config
-    log.warning(
-        "%s: embed_tokens has %d rows and the output %d, where vocab_size = %d of %s asks for %d and %d; "
-        "they are taken as they are",
-        checkpoint.path,
-        n_embed,
-        n_head,
-        config.text.vocab_size,
-        checkpoint.config_file,
-        config.text.n_embedding_rows,
-        config.text.vocab_size,
+    checkpoint.notes.append(
+        f"the embedding has {n_embed} rows and the output {n_head}, where vocab_size = {config.text.vocab_size} of "
+        f"{checkpoint.config_file} asks for {config.text.n_embedding_rows} and {config.text.vocab_size}; they are "
+        "taken as they are"
     )
     return replace(config, text=replace(config.text, vocab_size=vocab_size))
 

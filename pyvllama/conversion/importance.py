@@ -11,10 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyvllama.conversion.imatrix_file import ImportanceMatrix
+from pyvllama.conversion.output import OutputFile
 from pyvllama.conversion.writer import TensorSpec
 from pyvllama.errors import ConfigError
 
 __all__ = ["Importance", "read_importance"]
+
+_NO_USE_FOR_IT = ("f32", "f16", "bf16", "q8_0")
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,23 @@ class Importance:
                 f"made with another model ({', '.join(map(str, self.paths))})"
             )
         return values
+
+    def note(self, files: Sequence[OutputFile]) -> str | None:
+        """What the user should know, if quantized matrices were not measured (embedding and output never are)."""
+        matrices = [
+            t.spec.name
+            for file in files
+            for t in file.tensors
+            if t.spec.type not in _NO_USE_FOR_IT and t.spec.name not in ("token_embd.weight", "output.weight")
+        ]
+        unknown = [name for name in matrices if self.matrix.values(name) is None]
+        if not unknown:
+            return None
+        return (
+            f"the importance matrix has nothing on {len(unknown)} of {len(matrices)} matrices ({', '.join(unknown[:3])}"
+            f"{' ...' if len(unknown) > 3 else ''}): they are quantized without. `pyvllama imatrix` writes two files, "
+            "one for the text model and one for the mmproj"
+        )
 
     def metadata(self) -> dict[str, tuple[str, Any]]:
         """The keys in which llama-quantize notes what it was given."""

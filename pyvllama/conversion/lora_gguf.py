@@ -28,7 +28,7 @@ from pyvllama.conversion.transforms import identity
 from pyvllama.conversion.writer import TensorSpec
 from pyvllama.errors import CheckpointError, ConfigError, ModelNotFound
 
-__all__ = ["LORA_TYPES", "convert_lora"]
+__all__ = ["LORA_TYPES", "convert_lora", "plan_lora"]
 
 LORA_TYPES = {"f32": 0, "f16": 1, "bf16": 32}
 """Type -> llama.cpp's number of the file type."""
@@ -47,7 +47,33 @@ def convert_lora(
     revision: str | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Convert an adapter of PEFT's form into `<name>-<TYPE>-LoRA.gguf`, which llama.cpp loads beside the text model.
+    """Write the file that `plan_lora` plans.
+
+    Args:
+        adapter, out_dir, base, type, name, revision: see `plan_lora`.
+        overwrite: replace a file of the same name.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        As `plan_lora`.
+        ConfigError: the file exists, or the disk is full.
+    """
+    planned = plan_lora(adapter, out_dir, base=base, type=type, name=name, revision=revision)
+    return write_files([planned], overwrite=overwrite)[0]
+
+
+def plan_lora(
+    adapter: str | Path,
+    out_dir: str | Path,
+    *,
+    base: str | Path | None = None,
+    type: str = "f16",
+    name: str | None = None,
+    revision: str | None = None,
+) -> OutputFile:
+    """An adapter of PEFT's form as `<name>-<TYPE>-LoRA.gguf`, which llama.cpp loads beside the text model.
 
     Args:
         adapter: directory of the adapter (adapter_config.json, adapter_model.safetensors); or, as a str and where no
@@ -58,16 +84,15 @@ def convert_lora(
         type: 'f32', 'f16' or 'bf16'.
         name: of the adapter; None: the name of `adapter`.
         revision: branch, tag or commit of an adapter on the Hub; None: its main branch.
-        overwrite: replace a file of the same name.
 
     Returns:
-        The file's path.
+        What is to be written; nothing is yet.
 
     Raises:
         ModelNotFound: there is no such adapter, or no such base.
         CheckpointError: it is damaged, does not fit the base, or changes what llama.cpp's text model does not have:
             cross-attention layers, the vision tower, norms, whole modules.
-        ConfigError: an option is not supported, or the file exists.
+        ConfigError: an option is not supported.
     """
     if type.lower() not in LORA_TYPES:
         raise ConfigError(f"type = {type!r}: adapters are written as {', '.join(LORA_TYPES)}")
@@ -91,8 +116,7 @@ def convert_lora(
         "adapter.lora.alpha": ("f32", alpha),
     }
     tensors = [x for t in planned for x in _pair(found.deltas[t.hf], t, kind, alpha)]
-    file = OutputFile(Path(out_dir) / f"{named}-{kind.upper()}-LoRA.gguf", metadata, tuple(tensors))
-    return write_files([file], overwrite=overwrite)[0]
+    return OutputFile(Path(out_dir) / f"{named}-{kind.upper()}-LoRA.gguf", metadata, tuple(tensors))
 
 
 def _base_of(adapter: Adapter, base: str | Path | None) -> BaseFiles:

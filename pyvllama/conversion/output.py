@@ -113,13 +113,18 @@ def write_files(
 
 
 def check_existing(paths: Sequence[Path], *, overwrite: bool) -> None:
-    """Refuse to replace files unless that was asked for.
+    """Refuse to write two files of one name, and to replace files unless that was asked for.
 
     Raises:
         ConfigError: names the files that exist.
     """
+    if twice := sorted({str(p) for p in paths if list(paths).count(p) > 1}):
+        raise ConfigError(f"{' and '.join(twice)} would be written twice: write the sources into different directories")
     if not overwrite and (existing := [str(p) for p in paths if p.exists()]):
-        raise ConfigError(f"{' and '.join(existing)} exists already; ask for overwriting, or choose another directory")
+        raise ConfigError(
+            f"{' and '.join(existing)} {'exist' if len(existing) > 1 else 'exists'} already; ask for overwriting "
+            "(--overwrite), or choose another directory"
+        )
 
 
 def make_directory(out_dir: Path) -> None:

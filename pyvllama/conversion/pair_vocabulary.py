@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ from pyvllama.gguf_file import GGUFFile
 __all__ = ["IMAGE_TOKEN", "pair_vocabulary", "tokenizer_files"]
 
 IMAGE_TOKEN = "<|image|>"
+_MAY_BE_IMAGE = re.compile(r"<\|image\|>$|<\|reserved_special_token_|\[PAD\d+\]$")
 _PRE_TOKENIZERS = ("llama-bpe", "llama3", "llama-v3")
 """Names by which llama.cpp knows Llama 3's way to cut text into words."""
 _TEMPLATE = "tokenizer.chat_template"
@@ -52,6 +54,11 @@ def pair_vocabulary(text: GGUFFile, mmproj: GGUFFile, n_rows: int, image_token: 
         raise FormatError(f"{where}: token {tokens.index('')} is empty")
     if len(tokens) <= image_token:
         tokens, types = _with_image_token(tokens, types, n_rows, image_token, where)
+    elif types[image_token] == USER_DEFINED or not _MAY_BE_IMAGE.match(tokens[image_token]):
+        raise FormatError(
+            f"{where}: token {image_token} is {tokens[image_token]!r:.80}, and for {mmproj.path} it is {IMAGE_TOKEN}: "
+            "one checkpoint cannot have both"
+        )
     merges = _checked_merges(keys.get("tokenizer.ggml.merges"), set(tokens), where)
     ids = _token_ids(keys, where, len(tokens))
     return Vocabulary(
@@ -109,7 +116,7 @@ def _ends(tokens: list[str], types: list[int], ids: Mapping[str, int]) -> tuple[
 
 
 def _chat_templates(text: GGUFFile, mmproj: GGUFFile, image_token: int) -> dict[str, str]:
-    """The text file's; the mmproj's where the text file's knows no images, as in `model.Model`."""
+    """The text file's; the mmproj's where the text file knows no image: transformers puts images nowhere else."""
     own, brought = text.metadata.get(_TEMPLATE), mmproj.metadata.get("clip.mllama.chat_template")
     if not isinstance(brought, str):
         brought = None

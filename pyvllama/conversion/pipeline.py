@@ -148,6 +148,8 @@ def plan_conversion(
     Raises:
         As `convert`, but for what goes wrong while writing.
     """
+    if mmproj_only and split_max_bytes is not None:
+        raise ConfigError("the text model is what a size splits, but the mmproj alone is to be written")
     if is_ollama(src):
         _refuse_meaningless(
             src,
@@ -220,18 +222,18 @@ def plan_conversion(
     for keys in (text_keys, mmproj_keys):
         keys.update(origin.keys)
         keys.update(importance.metadata() if importance is not None else {})
-    notes = (*checkpoint.notes, *origin.notes)
+    notes = [*checkpoint.notes, *origin.notes]
 
     def output(destination: Destination, file_name: str, metadata: Metadata) -> OutputFile:
         tensors = [_output_tensor(checkpoint, t, rules, importance) for t in planned if t.file is destination]
         return OutputFile(Path(out_dir) / file_name, metadata, tuple(tensors))
 
     mmproj = output(Destination.MMPROJ, f"mmproj-{name}-{rules.mmproj.name.upper()}.gguf", mmproj_keys)
-    if mmproj_only:
-        return ConversionPlan(name, (), mmproj, notes)
-    text = output(Destination.TEXT, f"{name}-{rules.text.name.upper()}.gguf", text_keys)
-    shards = [text] if split_max_bytes is None else split_file(text, split_max_bytes)
-    return ConversionPlan(name, tuple(shards), mmproj, notes)
+    text = [] if mmproj_only else [output(Destination.TEXT, f"{name}-{rules.text.name.upper()}.gguf", text_keys)]
+    if importance is not None and (note := importance.note([*text, mmproj])):
+        notes.append(note)
+    shards = text if split_max_bytes is None else split_file(text[0], split_max_bytes)
+    return ConversionPlan(name, tuple(shards), mmproj, tuple(notes))
 
 
 def _refuse_meaningless(src: str | Path, **options: Any) -> None:

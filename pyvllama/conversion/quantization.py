@@ -102,14 +102,15 @@ def plan_quantization(
         names += [name for name, p in placed.items() if p.role not in (Role.EXACT, Role.TABLE)]
         chosen = rules.text if is_text else rules.mmproj
         target = Path(out_dir) / f"{_TYPE_SUFFIX.sub('', Path(path).stem)}-{chosen.name.upper()}.gguf"
-        if any(target.absolute() == shard.absolute() for shard in file.paths):
-            raise ConfigError(f"{target} is the source itself: choose another directory or type")
         metadata = _metadata(file, chosen.number, importance)
         tensors = [
             _output_tensor(file, name, placed.get(name), rules, importance, allow_requantize) for name in file.tensors
         ]
         output = OutputFile(target, metadata, tuple(tensors))
-        outputs += split_file(output, split_max_bytes) if is_text and split_max_bytes is not None else [output]
+        written = split_file(output, split_max_bytes) if is_text and split_max_bytes is not None else [output]
+        for target in {one.path.absolute() for one in written} & {shard.absolute() for shard in file.paths}:
+            raise ConfigError(f"{target} is the source itself: choose another directory or type")
+        outputs += written
     rules.check_overrides(names)
     return outputs
 
@@ -117,6 +118,9 @@ def plan_quantization(
 def _is_text(file: GGUFFile) -> bool:
     if file.metadata.get("clip.projector_type") == "mllama":
         return False
+    if (kind := file.metadata.get("general.type")) in ("adapter", "imatrix"):
+        what = "a LoRA adapter" if kind == "adapter" else "an importance matrix"
+        raise FormatError(f"{file.path} is {what}: nothing in it can be quantized")
     if (architecture := file.metadata.get("general.architecture")) != "llama":
         raise FormatError(
             f"{file.path}: its architecture is {architecture!r}, but only Llama text models and mmproj files of Llama "

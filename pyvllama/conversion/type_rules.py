@@ -102,9 +102,17 @@ class TypeRules:
             ConfigError: it would be garbage.
         """
         if needs_importance(self.file_type_of(name, role), role, ggml_type):
+            advice = "make one with `pyvllama imatrix` and give it with --imatrix"
+            if self.has_importance and name.startswith("xattn."):
+                advice = (
+                    "the one that was given knows nothing of the mmproj. `pyvllama imatrix` writes another for it, "
+                    "imatrix-mmproj-NAME.gguf: give both with --imatrix, or choose a --cross-type"
+                )
+            elif self.has_importance:
+                advice = "the one that was given does not have it"
             raise ConfigError(
-                f"{name} in {ggml_type} needs an importance matrix: make one with `pyvllama imatrix` and give it with "
-                "--imatrix, or choose a larger type (Q2_K, Q3_K_S, IQ4_XS and others need none)"
+                f"{name} in {ggml_type} needs an importance matrix: {advice}, or choose a larger type (Q2_K, Q3_K_S, "
+                "IQ4_XS and others need none)"
             )
 
     def check_overrides(self, matrices: Iterable[str]) -> None:

@@ -6,7 +6,6 @@ Only Llama 3's tokenizer is accepted: byte-level BPE behind one regular expressi
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,10 +19,10 @@ from pyvllama.fields import Fields
 
 __all__ = ["CONTROL", "EOG_TEXTS", "NORMAL", "UNUSED", "USER_DEFINED", "Vocabulary", "read_vocabulary"]
 
-log = logging.getLogger("pyvllama")
-
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 """`tokenizer.ggml.token_type`, as llama.cpp numbers them."""
+
+_UNKNOWN_FLAGS = ("lstrip", "rstrip", "single_word")
 
 LLAMA3_REGEX = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -83,7 +82,7 @@ class Vocabulary:
 
     def to_gguf(self) -> dict[str, tuple[str, Any]]:
         """The `tokenizer.*` keys: name -> (GGUF type, value)."""
-        ids = {"bos": self.bos, "eos": self.eos, "padding": self.pad, **self._end_slots()}
+        ids = {"bos": self.bos, "eos": self.eos, "padding": self.pad, **self._end_slots()[0]}
         keys: dict[str, tuple[str, Any]] = {
             "tokenizer.ggml.model": ("str", "gpt2"),
             "tokenizer.ggml.pre": ("str", "llama-bpe"),
@@ -93,22 +92,27 @@ class Vocabulary:
             "tokenizer.ggml.add_bos_token": ("bool", True),
         }
         keys |= {f"tokenizer.ggml.{name}_token_id": ("u32", i) for name, i in ids.items() if i is not None}
+        if self.unheard_ends:
+            keys["tokenizer.ggml.eos_token_ids"] = ("i32[]", self.eog)  # Ollama's key
         for name, source in self.chat_templates.items():
             keys["tokenizer.chat_template" + ("" if name == "default" else f".{name}")] = ("str", source)
         if named := [name for name in self.chat_templates if name != "default"]:
             keys["tokenizer.chat_templates"] = ("str[]", named)
         return keys
 
-    def _end_slots(self) -> dict[str, int | None]:
-        """For eot and eom: their own tokens, or else other ends that llama.cpp would not know by their text."""
+    @property
+    def unheard_ends(self) -> list[int]:
+        """Ends at which programs other than ours will not stop: no key of llama.cpp's is left for them."""
+        return self._end_slots()[1]
+
+    def _end_slots(self) -> tuple[dict[str, int | None], list[int]]:
+        """Tokens for the keys eot and eom: their own, else other ends that llama.cpp would not know; and the rest."""
         slots = {"eot": self.id_of("<|eot_id|>"), "eom": self.id_of("<|eom_id|>")}
         unknown = [i for i in self.eog if i != self.eos and self.tokens[i] not in EOG_TEXTS]
         for name, token in slots.items():
             if token is None and unknown:
                 slots[name] = unknown.pop(0)
-        if unknown:
-            log.warning("programs other than pyvllama will not stop at %s", [self.tokens[i] for i in unknown])
-        return slots
+        return slots, unknown
 
 
 def read_vocabulary(checkpoint: Checkpoint, text: TextConfig) -> Vocabulary:
@@ -138,7 +142,7 @@ def read_vocabulary(checkpoint: Checkpoint, text: TextConfig) -> Vocabulary:
     eog = dict.fromkeys([eos, *text.eos_token_ids, *stop_ids, *(ids[t] for t in EOG_TEXTS if t in ids)])
     if outside := [i for i in eog if i >= len(tokens)]:
         raise CheckpointError(f"{checkpoint.path}: eos_token_id {outside} is outside of the {len(tokens)} tokens")
-    return Vocabulary(
+    vocab = Vocabulary(
         tokens=tuple(tokens),
         token_types=tuple(types),
         merges=tuple(merges),
@@ -148,6 +152,15 @@ def read_vocabulary(checkpoint: Checkpoint, text: TextConfig) -> Vocabulary:
         eog=tuple(eog),
         chat_templates=read_chat_templates(checkpoint),
     )
+    if unheard := [tokens[i] for i in vocab.unheard_ends]:
+        checkpoint.notes.append(f"programs other than pyvllama will not stop at {', '.join(unheard)}")
+    if padded := [a["content"] for a in tokenizer.get("added_tokens") or [] if any(map(a.get, _UNKNOWN_FLAGS))]:
+        more = f" and {len(padded) - 3} more tokens" if len(padded) > 3 else ""
+        checkpoint.notes.append(
+            f"lstrip, rstrip and single_word of {', '.join(padded[:3])}{more} mean nothing to llama.cpp: spaces around "
+            "them may be read otherwise"
+        )
+    return vocab
 
 
 def _refuse(what: str, found: Any, supported: str) -> NoReturn:
@@ -196,8 +209,6 @@ def _tokens(tokenizer: dict[str, Any], model: dict[str, Any], text: TextConfig) 
         put(i, token, NORMAL)
     for added in tokenizer.get("added_tokens") or []:
         token = added.get("content")
-        if any(added.get(flag) for flag in ("lstrip", "rstrip", "single_word")):
-            log.warning("token %r: llama.cpp ignores lstrip, rstrip and single_word", token)
         put(added.get("id"), token, CONTROL if added.get("special") else USER_DEFINED)
     problems += [f"{token!r} has several ids" for token in _doubles(texts.values())]
     if problems:

@@ -192,6 +192,9 @@ def test_only_the_eyes(cli, checkpoint, tmp_path):
     result = cli("run", pair.text, "--mmproj", mmproj, "--json", "--max-tokens", "2", "--temperature", "0", "Hello")
     assert result.exit_code == 0, result.output
 
+    refused = cli("convert", checkpoint, "-o", tmp_path / "eyes", "--mmproj-only", "--split-max-size", "1G")
+    assert_refused(refused, "the mmproj alone is to be written")
+
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory):
@@ -210,7 +213,7 @@ def test_base_and_lora(cli, copy, checkpoint, adapter, tmp_path):
     assert result.exit_code == 0, result.output
     assert result.stderr.splitlines() == [
         f"tokenizer.json is taken from {checkpoint}",
-        "the adapter my-adapter is merged into 1 weights",
+        "the adapter my-adapter is merged into 1 weight",
     ]
     changed = GGUFFile(tmp_path / "out" / "my-model-F32.gguf").f32("blk.0.attn_q.weight")
     cli("convert", checkpoint, "-o", tmp_path / "out", "-q", "f32", "--name", "plain")
@@ -218,7 +221,7 @@ def test_base_and_lora(cli, copy, checkpoint, adapter, tmp_path):
     assert abs(changed - plain).max() > 0.1
 
 
-def test_an_adapter_alone(cli, checkpoint, adapter, tmp_path):
+def test_an_adapter_alone(cli, checkpoint, adapter, tiny_pair, tmp_path):
     result = cli("convert", adapter, "-o", tmp_path, "--base", checkpoint)
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith(f"{tmp_path / 'my-adapter-F16-LoRA.gguf'}  ")
@@ -226,7 +229,13 @@ def test_an_adapter_alone(cli, checkpoint, adapter, tmp_path):
     result = cli("convert", adapter, "-o", tmp_path, "--base", checkpoint, "-q", "bf16", "--name", "other")
     assert {t.type for t in GGUFFile(tmp_path / "other-BF16-LoRA.gguf").tensors.values()} == {"bf16"}
     assert_refused(cli("convert", adapter, "-o", tmp_path), r"config\.json.*--base")
+    planned = cli("convert", adapter, "-o", tmp_path / "later", "--base", checkpoint, "--dry-run").stdout
+    assert "blk.0.attn_q.weight.lora_a" in planned and "memory" in planned and not (tmp_path / "later").exists()
+    assert_refused(
+        cli("run", tmp_path / "my-adapter-F16-LoRA.gguf", "--mmproj", tiny_pair("two_tiles").mmproj, "x"), "LoRA"
+    )
+    assert_refused(cli("quantize", tmp_path / "my-adapter-F16-LoRA.gguf", "-o", tmp_path), "is a LoRA adapter")
     assert_misused(
-        cli("convert", adapter, "-o", tmp_path, "--mmproj-type", "f16", "--dry-run", "--lora", adapter),
-        r"is a LoRA adapter: --mmproj-type, --lora, --dry-run cannot be used with it",
+        cli("convert", adapter, "-o", tmp_path, "--mmproj-type", "f16", "--lora", adapter),
+        r"is a LoRA adapter: --mmproj-type, --lora cannot be used with it",
     )

@@ -22,7 +22,7 @@ def test_a_directory_is_a_pair(cli, tiny_pair, tiny_checkpoint, tmp_path):
         str(tmp_path / "out" / name) for name in names
     ]
     assert_same_tensors(tmp_path / "out", tiny_checkpoint("two_tiles"))
-    assert_refused(cli("export", source, "-o", tmp_path / "out"), "exists already", "overwriting")
+    assert_refused(cli("export", source, "-o", tmp_path / "out"), "exists? already", "overwriting")
     assert cli("export", source, "-o", tmp_path / "out", "--overwrite").exit_code == 0
 
 

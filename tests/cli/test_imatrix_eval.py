@@ -22,7 +22,7 @@ def test_imatrix(cli, chats, tmp_path):
     ]
     assert "3 chats, 1 pictures and 0 chunks of text, " in result.stderr
     again = cli("imatrix", "-d", text, "-o", tmp_path / "out", "-t", 1)
-    assert again.exit_code == 2 and "exists already" in again.stderr
+    assert again.exit_code == 2 and "already; ask for overwriting" in again.stderr
     assert "no pictures" in cli("imatrix", "-d", text, "-o", tmp_path / "2", "--name", "x", "-t", 1).stderr
     assert [p.name for p in (tmp_path / "2").iterdir()] == ["imatrix-x.gguf"]
 

@@ -70,6 +70,64 @@ def test_logits_are_those_of_the_pair(pocket_pair, llama31, samples):
     assert grafted["usage"] == answer["usage"]
 
 
+LLAMA3 = (
+    "{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + m['content'] | trim + "
+    "'<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+
+
+def test_other_peoples_template(pocket_pair, llama31, tmp_path, samples):
+    """A template for texts alone is the one that is used, and images have their place in it."""
+
+    def change(g: Gguf) -> None:
+        g.set("tokenizer.chat_template", gguf_bytes.STRING, gguf_bytes.string(LLAMA3))
+
+    text = gguf_bytes.rewrite(llama31, tmp_path / "Own-8B-F32.gguf", change)
+    question = messages(samples)
+    with pyvllama.load(pocket_pair.text, pocket_pair.mmproj, n_ctx=256, n_threads=1, **EXACT) as llm:
+        want = llm.logits(question)
+    with pyvllama.load(text, pocket_pair.mmproj, n_ctx=256, n_threads=1, **EXACT) as llm:
+        assert llm.model.template.source == LLAMA3
+        got = llm.logits(question)  # pocket's template writes the same
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.sqrt(np.mean(want**2)))
+
+
+@pytest.mark.parametrize("n_more", [1, 5])
+def test_a_text_model_with_tokens_of_its_own(pocket_pair, tmp_path, samples, n_more):
+    """They stand where the pair has its image token: the image's row is the mmproj's all the same, and they may be
+    said.
+    """
+
+    def change(g: Gguf) -> None:
+        for name in ("token_embd.weight", "output.weight"):
+            tensor = g.tensor(name)
+            rows = np.frombuffer(tensor.data, np.float32).reshape(tensor.dims[1], -1)[: N_VOCAB + n_more].copy()
+            rows[N_VOCAB:] = rows[300]
+            tensor.dims[1], tensor.data = N_VOCAB + n_more, rows.tobytes()
+        for key in g.keys:
+            if key.name in {"tokenizer.ggml.tokens", "tokenizer.ggml.token_type"}:
+                key.payload = cut_array(key.payload, N_VOCAB)
+                more = [gguf_bytes.string(f"<|own_{i}|>") for i in range(n_more)]
+                if key.name.endswith("type"):
+                    more = [struct.pack("<i", 3)] * n_more
+                head = struct.unpack_from("<I", key.payload)[0]
+                key.payload = struct.pack("<IQ", head, N_VOCAB + n_more) + key.payload[12:] + b"".join(more)
+            elif key.name == "llama.vocab_size":
+                key.payload = struct.pack("<I", N_VOCAB + n_more)
+
+    text = gguf_bytes.rewrite(pocket_pair.text, tmp_path / "Own-8B-F32.gguf", change)
+    with pyvllama.load(pocket_pair.text, pocket_pair.mmproj, n_ctx=256, n_threads=1, **EXACT) as llm:
+        want = llm.logits(messages(samples))
+    with pyvllama.load(text, pocket_pair.mmproj, n_ctx=256, n_threads=1, **EXACT) as llm:
+        assert llm.model.image_token == N_VOCAB + n_more
+        got = llm.logits(messages(samples))
+    assert got.shape[1] == N_VOCAB + n_more
+    with pytest.raises(FormatError, match="different vocabularies"):
+        pyvllama.evaluate(text, pocket_pair.text, [], mmproj=pocket_pair.mmproj)
+    np.testing.assert_allclose(got[:, :N_VOCAB], want, rtol=0, atol=1e-5 * np.sqrt(np.mean(want**2)))
+
+
 def test_another_fine_tune_of_the_same_shape_is_a_graft(pocket_pair, tmp_path, samples):
     """Other norms, another pairing hash: allowed, and the pictures still reach the text."""
 

@@ -8,6 +8,7 @@ import pytest
 from tiny_configs import CONFIGS
 
 from pyvllama.conversion import convert
+from pyvllama.conversion.pipeline import plan_conversion
 from pyvllama.errors import CheckpointError
 from pyvllama.gguf_file import GGUFFile
 
@@ -81,6 +82,13 @@ def test_sizes(n_embed, n_head, vocab_size, expected, tmp_path):
     assert (output[n_head:] == head[unused]).all()
     assert (output[IMAGE] == head[unused]).all(), "the image token must not be an answer"
     assert np.array_equal(mmproj.f32("mm.image_token_embd.weight"), embed[IMAGE])
+
+
+def test_another_size_is_noted(tmp_path):
+    directory = write(tmp_path, N + 40, N + 20)
+    sizes = f"the embedding has {N + 40} rows and the output {N + 20}, where vocab_size = {N}"
+    assert [note for note in plan_conversion(directory, tmp_path).notes if sizes in note]
+    assert not plan_conversion(write(tmp_path / "usual", N + 8, N), tmp_path).notes
 
 
 @pytest.mark.parametrize("n_embed", [N + 1, N + 8, N + 40])

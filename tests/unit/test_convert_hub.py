@@ -138,6 +138,8 @@ def test_what_is_a_hub_id(monkeypatch, tmp_path):
     for path in paths:  # there, or not of that form
         assert find_source(path).path == Path(path)
     assert len(asked) == 1
+    with pytest.raises(ModelNotFound, match="name is empty"):
+        find_source("")
     with pytest.raises(ConfigError, match=r"revision = 'main': org/model is no repository"):
         find_source("org/model", revision="main")
 

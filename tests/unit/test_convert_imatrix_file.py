@@ -86,7 +86,7 @@ def test_files_of_different_models_are_refused(tmp_path, path):
 
 
 def test_a_file_is_replaced_on_demand_only(path):
-    with pytest.raises(ConfigError, match="exists already"):
+    with pytest.raises(ConfigError, match=r"exists? already"):
         MATRIX.write(path)
     MATRIX.write(path, overwrite=True)
 

@@ -269,7 +269,7 @@ def test_an_existing_file_is_kept(tiny: tuple[Path, Pair], store: ollama_store.S
     store.add_model(ollama_store.build(*tiny, "G3"))
     pair = import_ollama("llama3.2-vision", tmp_path)
     before = pair.text.stat().st_mtime_ns
-    with pytest.raises(ConfigError, match=re.escape(f"{pair.text} and {pair.mmproj} exists already")):
+    with pytest.raises(ConfigError, match=re.escape(f"{pair.text} and {pair.mmproj} exist already")):
         import_ollama("llama3.2-vision", tmp_path)
     assert pair.text.stat().st_mtime_ns == before
     assert import_ollama("llama3.2-vision", tmp_path, overwrite=True) == pair

@@ -5,9 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import pyvllama
 from pyvllama._runtime import llama_cpp
 from pyvllama.config import MllamaConfig
 from pyvllama.conversion.checkpoint import Checkpoint
+from pyvllama.conversion.output import write_files
+from pyvllama.conversion.pipeline import plan_conversion
 from pyvllama.conversion.vocab import CONTROL, NORMAL, UNUSED, USER_DEFINED, read_vocabulary
 from pyvllama.errors import CheckpointError, ConfigError
 
@@ -173,6 +176,28 @@ def test_stop_token_of_the_generation_config(checkpoint):
     assert read(edit(checkpoint, "generation_config.json", lambda g: g.update(eos_token_id=7))).eog[0] == vocab.eos
     with pytest.raises(CheckpointError, match="eos_token_id"):
         read(edit(checkpoint, "generation_config.json", lambda g: g.update(eos_token_id=[9999])))
+
+
+def test_more_ends_than_llama_cpp_has_keys_for(checkpoint, tmp_path, tiny_checkpoint):
+    """pyvllama stops at them by a key of Ollama's; that others do not is said."""
+    edit(checkpoint, "generation_config.json", lambda generation: generation["eos_token_id"].append(5))
+    plan = plan_conversion(checkpoint, tmp_path / "out", text_type="f32")
+    end = read(checkpoint).tokens[5]
+    assert f"programs other than pyvllama will not stop at {end}" in plan.notes
+    write_files(plan.files)
+    with pyvllama.load(plan.text[0].path, n_ctx=64, n_threads=1) as llm:
+        assert 5 in llm.model.tokenizer.eog
+    assert "tokenizer.ggml.eos_token_ids" not in read(tiny_checkpoint("small")).to_gguf()
+
+
+def test_flags_that_llama_cpp_does_not_know(checkpoint):
+    def change(tokenizer):
+        for added in tokenizer["added_tokens"][:5]:
+            added["lstrip"] = True
+
+    source = Checkpoint(edit(checkpoint, "tokenizer.json", change))
+    read_vocabulary(source, MllamaConfig.from_hf_json(source.json("config.json")).text)
+    assert any("lstrip" in note and "and 2 more tokens" in note for note in source.notes)
 
 
 def test_missing_tokenizer(checkpoint):

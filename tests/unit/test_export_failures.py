@@ -67,7 +67,7 @@ def test_existing_files_are_kept_unless_asked(pair, tmp_path):
     out = export(pair.text, tmp_path / "out")
     expected = contents(out)
     (out / "config.json").write_text("mine")
-    with leaves_nothing(out, ConfigError, match=r"config\.json exists already"):
+    with leaves_nothing(out, ConfigError, match=r"config\.json exist already"):
         export(pair.text, out)
     with leaves_nothing(out, Cancelled):
         export(pair.text, out, overwrite=True, progress=lambda *_: False)

@@ -95,6 +95,16 @@ def test_a_text_model_whose_image_token_is_an_ordinary_one(llama31, pair, tmp_pa
         export(llama31, tmp_path / "out", mmproj=mmproj)
 
 
+def test_a_text_model_with_another_token_in_the_images_place(pair, tmp_path):
+    def change(g):
+        tokens = list(GGUFFile(pair.text).metadata["tokenizer.ggml.tokens"])
+        tokens[N] = "<|im_start|>"
+        g.set("tokenizer.ggml.tokens", gguf_bytes.ARRAY, strings(*tokens))
+
+    with leaves_nothing(tmp_path / "out", FormatError, match=r"token 320 is '<\|im_start\|>'.*cannot have both"):
+        export(changed(pair.text, tmp_path, change), tmp_path / "out", mmproj=pair.mmproj)
+
+
 def test_an_image_token_under_another_id(pair, tmp_path):
     def change(g):
         cut_to_lm_head(g)

@@ -93,7 +93,7 @@ def test_nothing_named_is_the_bundled_model(tmp_path):
         (["config.json"], "", "pyvllama convert .* -o DIR"),
         (["a-F16.gguf"], "a-F16.gguf", "--mmproj.*pyvllama convert"),
         (["a-F16.gguf"], "", "no mmproj-"),
-        (["mmproj-a-F16.gguf"], "", "no GGUF files"),
+        (["mmproj-a-F16.gguf"], "", "an mmproj in it, but no text model.*--mmproj"),
         (["a-F16.gguf", "a-Q8_0.gguf", "mmproj-a-F16.gguf"], "", r"a-F16\.gguf, a-Q8_0\.gguf.*name one"),
         (["a-F16.gguf", "mmproj-a-F16.gguf", "mmproj-a-Q8_0.gguf"], "", r"F16\.gguf, mmproj-a-Q8_0.*--mmproj"),
         (["c-F16.gguf", "mmproj-a-F16.gguf", "mmproj-b-F16.gguf"], "", r"several mmproj.*--mmproj"),
@@ -110,6 +110,11 @@ def test_a_named_mmproj_that_is_no_file(folder, mmproj):
     for model in (d, d / "a-F16.gguf", None, d / "gone"):
         with pytest.raises(ModelNotFound, match="no such mmproj file"):
             locate(model, d / mmproj)
+
+
+def test_lora_files_are_no_models(folder):
+    where = folder("a-F16.gguf", "mmproj-a-F16.gguf", "my-adapter-F16-LoRA.gguf")
+    assert locate(where).text.name == "a-F16.gguf"
 
 
 def test_importance_matrices_are_no_models(tmp_path):

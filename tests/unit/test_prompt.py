@@ -367,10 +367,67 @@ def test_friendly_pocket_prompts_equal_apply_chat_template(pocket, pocket_checkp
         assert list(build_pocket(pocket, ours).token_ids) == list(expected)
 
 
+# --- other people's templates, which know texts only
+
+LLAMA3 = (  # Llama 3's own, of April 2024
+    "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + "
+    "message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}"
+    "{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' ~ message.role ~ '\n' ~ message.content ~ '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def test_a_llama_3_template_gets_the_image_before_the_text():
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        user(picture("a.png"), " What is <|image|>? "),
+        {"role": "assistant", "content": "A cat.<|eot_id|>"},
+        user("And"),
+        user(picture("b.png"), picture("c.png")),
+        user("Now ", picture("d.png"), "this"),
+    ]
+    prompt = build(messages, ChatTemplate(LLAMA3, bos_token="<|begin_of_text|>"))
+    turns = [
+        ("system", "Be brief."),
+        ("user", "<|image|> What is <|image|>?"),  # the second is what the user typed: text
+        ("assistant", "A cat.<|eot_id|>"),
+        ("user", "And"),
+        ("user", "<|image|><|image|>"),
+        ("user", "Now <|image|>this"),
+    ]
+    header = "⟦<|start_header_id|>⟧{}⟦<|end_header_id|>⟧\n\n"
+    text = "".join(header.format(role) + said + "⟦<|eot_id|>⟧" for role, said in turns)
+    expected = "⟦<|begin_of_text|>⟧" + text + header.format("assistant")
+    assert shown(prompt).replace("⟦<|image|>⟧", "<|image|>") == expected
+    assert [slot.source for slot in prompt.images] == ["a.png", "b.png", "c.png", "d.png"]
+    assert [prompt.token_ids[slot.position] for slot in prompt.images] == [IMAGE] * 4
+    assert prompt.token_ids.count(IMAGE) == 4, "what was typed stays text"
+
+
+def test_a_template_that_writes_lists_as_text_gets_strings():
+    specials = SPECIALS | {"<|im_start|>": 1010, "<|im_end|>": 1011}
+    prompt = build([user(picture(), "x"), user("y")], ChatTemplate(CHATML), ByteTokenizer(specials))
+    turn = "⟦<|im_start|>⟧{}\n{}⟦<|im_end|>⟧\n"
+    expected = turn.format("user", "⟦<|image|>⟧x") + turn.format("user", "y") + "⟦<|im_start|>⟧assistant\n"
+    assert shown(prompt, specials) == "⟦<|begin_of_text|>⟧" + expected
+
+
+def test_whether_a_template_takes_images():
+    assert TEMPLATE.takes_images("<|image|>")
+    other = ChatTemplate(LLAMA.replace("<|image|>", "<image>"))
+    assert other.takes_images("<image>") and not other.takes_images("<|image|>")
+    for source in (LLAMA3, CHATML, "", "{{ messages | tojson }}", "{{ raise_exception('no') }}"):
+        assert not ChatTemplate(source).takes_images("<|image|>")
+
+
 # --- templates and images that do not fit
 
 
-@pytest.mark.parametrize("source", ["{{ messages[0].content }}", "{{ messages | tojson }}", "<|image|><|image|>"])
+@pytest.mark.parametrize("source", ["{{ messages[0].role }}", "{{ messages[0].content * 2 }}", "<|image|><|image|>"])
 def test_a_template_without_a_place_for_the_image(source):
     with pytest.raises(
         PromptError, match=r"image tokens for 1 images \(messages\[0\]\.content\[0\]\).*not made for images"
