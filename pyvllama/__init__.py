@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pyvllama.conversion import convert, export, quantize
     from pyvllama.evaluation import evaluate
     from pyvllama.imatrix import collect_imatrix
+    from pyvllama.integrations.llama_cpp_python import Llama
 
 __version__ = "0.1.0"
 
@@ -49,6 +50,7 @@ __all__ = [
     "ImageError",
     "ImageFetchRefused",
     "ImageTooLarge",
+    "Llama",
     "ModelNotFound",
     "Pair",
     "PromptError",
@@ -67,6 +69,7 @@ __all__ = [
 
 _LAZY = {
     "AsyncLLM": "pyvllama.async_llm",
+    "Llama": "pyvllama.integrations.llama_cpp_python",
     "collect_imatrix": "pyvllama.imatrix",
     "convert": "pyvllama.conversion",
     "evaluate": "pyvllama.evaluation",

@@ -14,11 +14,11 @@ import numpy.typing as npt
 
 from pyvllama._runtime import default_n_threads, init_backend, llama_cpp, native
 from pyvllama.config import PreprocessorConfig
-from pyvllama.errors import BackendError, Cancelled, ConfigError, FormatError, PromptError
+from pyvllama.errors import BackendError, Cancelled, ConfigError
 from pyvllama.fingerprint import weights_fingerprint
 from pyvllama.gguf_file import GGUFFile, pairing_hash
 from pyvllama.pair_checks import check_pair, check_text
-from pyvllama.template import ChatTemplate
+from pyvllama.pair_template import pair_template
 from pyvllama.tokenizer import IMAGE_TOKEN, Tokenizer
 from pyvllama.types import SamplingParams
 
@@ -103,7 +103,7 @@ class Model:
             [i for i in ends if type(i) is int] if isinstance(ends, list) else (),
         )
         self.preprocessor = PreprocessorConfig.from_gguf(self.mmproj_metadata)
-        self.template = self._chat_template()
+        self.template = pair_template((text, self.text_metadata), (mmproj, self.mmproj_metadata), self.tokenizer)
 
     @property
     def weights(self) -> "_TextWeights":
@@ -193,23 +193,6 @@ class Model:
         """(positions of a tile, tiles at most, elements of an image token's keys or values in one layer)."""
         h = self.hparams
         return h["n_positions"], h["max_num_tiles"], h["text_n_head_kv"] * self.n_embd // h["text_n_head"]
-
-    def _chat_template(self) -> ChatTemplate:
-        # A grafted text model speaks as its own template has it, with images or without (see `build_prompt`).
-        own = self.text_metadata.get("tokenizer.chat_template", "")
-        source = own or self.mmproj_metadata.get("clip.mllama.chat_template", "")
-        if not source:
-            raise FormatError(f"{self.text_path} and {self.mmproj_path}: neither holds a chat template")
-        special = {token: text for text, token in self.tokenizer.special_tokens.items()}
-        bos, eos = self.tokenizer.bos, self.tokenizer.eos
-        try:
-            return ChatTemplate(
-                source,
-                bos_token=special.get(bos, "") if bos is not None else "",
-                eos_token=special.get(eos, "") if eos is not None else "",
-            )
-        except PromptError as e:
-            raise FormatError(f"{self.text_path if source is own else self.mmproj_path}: {e}") from e
 
     def close(self) -> None:
         """Free both files, the text model once the last context on it is closed. Idempotent."""

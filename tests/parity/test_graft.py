@@ -7,44 +7,17 @@ import gguf_bytes
 import numpy as np
 import pytest
 from gguf_bytes import Gguf
+from grafts import N_VOCAB, cut_array, cut_to_lm_head, without_image_token
 
 import pyvllama
 from pyvllama.errors import FormatError
 
-N_VOCAB = 1280
 EXACT = {"kv_type": "f32", "cross_kv_type": "f32", "flash_attn": False}
-
-
-def cut_to_lm_head(g: Gguf) -> None:
-    """Drop the image token and its padding: from vocab_size + 8 tokens to vocab_size."""
-    for name in ("token_embd.weight", "output.weight"):
-        tensor = g.tensor(name)
-        n_row_bytes = len(tensor.data) // tensor.dims[1]
-        tensor.dims[1], tensor.data = N_VOCAB, tensor.data[: N_VOCAB * n_row_bytes]
-    for key in g.keys:
-        if key.name in {"tokenizer.ggml.tokens", "tokenizer.ggml.token_type", "tokenizer.ggml.scores"}:
-            key.payload = cut_array(key.payload, N_VOCAB)
-        elif key.name == "llama.vocab_size":
-            key.payload = struct.pack("<I", N_VOCAB)
-
-
-def cut_array(payload: bytes, n: int) -> bytes:
-    kind, _ = struct.unpack_from("<IQ", payload)
-    at = 12
-    for _ in range(n):
-        at += 8 + struct.unpack_from("<Q", payload, at)[0] if kind == gguf_bytes.STRING else 4
-    return struct.pack("<IQ", kind, n) + payload[12:at]
 
 
 @pytest.fixture(scope="module")
 def llama31(pocket_pair, tmp_path_factory) -> Path:
-    """The pocket text model as a file of vocab_size tokens, under another name and without a template for images."""
-
-    def change(g: Gguf) -> None:
-        cut_to_lm_head(g)
-        g.set("general.name", gguf_bytes.STRING, gguf_bytes.string("somebody's own Llama 3.1"))
-
-    return gguf_bytes.rewrite(pocket_pair.text, tmp_path_factory.mktemp("graft") / "Own-8B-F32.gguf", change)
+    return without_image_token(pocket_pair.text, tmp_path_factory.mktemp("graft") / "Own-8B-F32.gguf")
 
 
 def messages(samples):

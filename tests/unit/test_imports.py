@@ -30,7 +30,7 @@ LAYERS = [
     ["image"],
     ["tokenizer", "messages", "template", "image_groups", "pair_checks", "stream", "fingerprint", "turns"],
     ["sealed_file", "kv_state"],
-    ["prompt"],
+    ["prompt", "pair_template"],
     ["conversion.", "model", "grammar", "tool_calls"],
     ["image_store"],
     ["context", "vision_cache"],
@@ -46,13 +46,13 @@ LAYERS = [
     ["inventory"],
     ["resolve"],
     ["llm"],
-    ["imatrix", "evaluation", "async_llm"],
+    ["imatrix", "evaluation", "async_llm", "integrations."],
     [""],
     ["cli."],
 ]
 # Third-party packages and the only modules that import them.
 THIRD_PARTY = {
-    "llama_cpp": ["_runtime"],
+    "llama_cpp": ["_runtime", "integrations.llama_cpp_server"],
     "gguf": ["conversion.writer", "conversion.provenance"],
     "yaml": ["conversion.front_matter", "model_card"],
     "filelock": ["model_cache"],
@@ -62,11 +62,14 @@ THIRD_PARTY = {
     "click": ["cli."],
     "rich": ["cli.ui"],
     "prompt_toolkit": ["cli.chat_loop"],
-    "PIL": ["image.", "vision_cache"],
+    "PIL": ["image.", "vision_cache", "integrations.image_ids"],
+    "llm": ["integrations.llm_plugin"],
+    "pydantic": ["integrations.llm_plugin"],
     "numpy": [
         *("_runtime", "gguf_file", "image.", "conversion.", "model", "context", "sampler", "session", "llm"),
         *("divergence", "evaluation", "async_llm"),
         *("sealed_file", "kv_state", "session_file"),
+        "integrations.llama_cpp_python",
     ],
 }
 
@@ -174,9 +177,10 @@ def test_import_loads_only_what_chatting_needs():
     assert run.returncode == 0, run.stderr
     loaded = json.loads(run.stdout)
     packages = {name.split(".")[0] for name in loaded}
-    unwanted = {"torch", "transformers", "safetensors", "gguf", "rich", "prompt_toolkit", "click", "certifi"}
+    unwanted = {"torch", "transformers", "safetensors", "gguf", "rich", "prompt_toolkit", "click", "certifi", "llm"}
     assert not packages & unwanted
-    assert not [name for name in loaded if name.startswith(("pyvllama.conversion", "pyvllama.cli"))]
+    ours = ("pyvllama.conversion", "pyvllama.cli", "pyvllama.integrations")
+    assert not [name for name in loaded if name.startswith(ours)]
 
 
 def test_import_says_nothing_and_leaves_logging_alone():
@@ -226,5 +230,6 @@ def test_a_missing_extension_says_how_to_build_it():
 def test_the_built_version_is_the_pinned_one():
     from importlib import metadata
 
-    requirements = [r for r in metadata.requires("pyvllama") if r.startswith("llama-cpp-python")]
-    assert requirements == [f"llama-cpp-python=={_runtime.native.llama_cpp_python_version}"]
+    required = [r.split(";")[0].strip() for r in metadata.requires("pyvllama") if r.startswith("llama-cpp-python")]
+    built = _runtime.native.llama_cpp_python_version
+    assert set(required) == {f"llama-cpp-python=={built}", f"llama-cpp-python[server]=={built}"}

@@ -1,0 +1,68 @@
+"""llama-cpp-python's server (`llama_cpp.server`) with models that see.
+
+On the command line, with all options of `python -m llama_cpp.server`; `--clip_model_path` is the mmproj file, left out
+it is the one that belongs to the text file::
+
+    python -m pyvllama.integrations.llama_cpp_server --model llama-3.2-vision-Q4_K_M.gguf --n_ctx 4096
+
+`--model` takes whatever `pyvllama.load` takes, `user/repo:QUANT` too (instead of `--hf_model_repo_id`).
+
+Clients send images as OpenAI's do, by data: URI or public http(s) address. Needs the extra `llama-cpp-server`.
+"""
+
+import functools
+from types import FunctionType, SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import llama_cpp.server.__main__ as server_main
+import llama_cpp.server.app as server_app
+from llama_cpp.server.model import LlamaProxy
+
+from pyvllama._runtime import llama_cpp
+from pyvllama.image.limits import ImageLimits, IPAddress
+from pyvllama.integrations.llama_cpp_python import Llama
+
+__all__ = ["create_app", "main"]
+
+
+def _refuse_inside(address: IPAddress) -> str | None:
+    return None if address.is_global else "it is no public address"
+
+
+_LIMITS = ImageLimits(
+    allow_files=False, check_address=_refuse_inside
+)  # a client has no business in our files or network
+
+
+class _Proxy(LlamaProxy):  # type: ignore[misc]  # llama_cpp is not looked into
+    """Loads models as llama-cpp-python's does, and gives them eyes."""
+
+    @staticmethod
+    def load_llama_from_model_settings(settings: Any) -> Any:
+        # The original turns some forty settings into arguments of llama_cpp.Llama. It runs as it is, with another
+        # Llama under that name; llama_cpp itself stays untouched.
+        class Seeing(Llama):
+            __init__ = functools.partialmethod(
+                Llama.__init__, mmproj_path=settings.clip_model_path, image_limits=_LIMITS
+            )
+
+        original = LlamaProxy.load_llama_from_model_settings
+        names = {**original.__globals__, "llama_cpp": SimpleNamespace(**{**vars(llama_cpp), "Llama": Seeing})}
+        return FunctionType(original.__code__, names)(settings)
+
+
+def create_app(*args: Any, **options: Any) -> Any:
+    """llama_cpp.server.app.create_app, same arguments, with models that see. Returns the FastAPI application."""
+    with patch.object(server_app, "LlamaProxy", _Proxy):
+        return server_app.create_app(*args, **options)
+
+
+def main() -> None:
+    """`python -m llama_cpp.server`, same command line, with models that see."""
+    with patch.object(server_main, "create_app", create_app):
+        server_main.main()
+
+
+if __name__ == "__main__":
+    main()
