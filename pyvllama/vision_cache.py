@@ -110,6 +110,7 @@ class VisionCache:
         encode_ms = 1000 * (time.perf_counter() - start)
         mine.states = self.put(key, states)
         if self._store:
+            mine.done.set()  # nobody waits for the disk
             self._store.put(key, states)
         return Encoded(mine.states, encode_ms, False)
 
@@ -117,12 +118,9 @@ class VisionCache:
     def _wait(encoding: _Encoding, progress: Progress | None) -> None:
         if encoding.thread == threading.get_ident():  # would wait forever
             raise BackendError("an image is being encoded, and its progress callback cannot encode it again")
-        told = -1.0
         while not encoding.done.wait(_WAIT_S):
-            if progress and encoding.fraction != told:
-                told = encoding.fraction
-                if progress(told) is False:
-                    raise Cancelled("stopped by its progress callback")
+            if progress and progress(encoding.fraction) is False:
+                raise Cancelled("stopped by its progress callback")
 
     def put(self, key: bytes, states: Any) -> Any:
         """Keep the states of a picture that was encoded elsewhere.
