@@ -61,8 +61,8 @@ THIRD_PARTY = {
     "huggingface_hub": ["hub_client", "hub_upload"],
     "click": ["cli."],
     "rich": ["cli.ui"],
-    "prompt_toolkit": ["cli.chat_loop"],
-    "PIL": ["image.", "vision_cache"],
+    "prompt_toolkit": ["cli.chat."],
+    "PIL": ["image.", "vision_cache", "cli.chat."],
     "numpy": [
         *("_runtime", "gguf_file", "image.", "conversion.", "model", "context", "sampler", "session", "llm"),
         *("divergence", "evaluation", "async_llm"),
