@@ -1,5 +1,6 @@
 """`pyvllama run`: one answer, or a simple chat."""
 
+import functools
 import json
 import sys
 from collections.abc import Callable
@@ -153,21 +154,24 @@ def run(
         parts = [{"type": "image_url", "image_url": {"url": image}} for image in images]
         messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": [*parts, {"type": "text", "text": prompt}]})
-        with ui.fraction_progress("Looking at the picture") as progress:
-            stream = llm.chat(messages, stream=True, image_progress=progress, **options)
-        if as_json:
-            _print_json(stream)
-            return
-        last = print_stream(stream)
+        with ui.waiting("Reading") as waiting:
+            looking = functools.partial(waiting.update, what="Looking at the picture")
+            stream = llm.chat(messages, stream=True, image_progress=looking, **options)
+            if as_json:
+                _print_json(stream)
+                return
+            last = _print_stream(stream, waiting)
         if timings:
             ui.note(ui.format_timings(last["timings"]))
 
 
-def print_stream(stream: Any) -> dict[str, Any]:
+def _print_stream(stream: Any, waiting: ui.Waiting) -> dict[str, Any]:
     """Write an answer as it comes; returns the last chunk."""
     chunk: dict[str, Any] = {}
     for chunk in stream:
-        ui.write_answer(chunk["choices"][0]["delta"].get("content", ""))
+        if delta := chunk["choices"][0]["delta"].get("content"):
+            waiting.end()
+            ui.write_answer(delta)
     ui.write_answer("\n")
     return chunk
 

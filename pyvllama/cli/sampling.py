@@ -10,7 +10,7 @@ import click
 from pyvllama.errors import ConfigError
 from pyvllama.types import SamplingParams
 
-__all__ = ["SAMPLING", "SamplingOption", "check_sampling", "read_sampling", "sampling_options"]
+__all__ = ["SAMPLING", "SamplingOption", "check_sampling", "read_sampling", "sampling_options", "shown_sampling"]
 
 
 @dataclass(frozen=True)

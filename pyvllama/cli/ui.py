@@ -157,10 +157,10 @@ def fraction_progress(what: str) -> Iterator[Callable[..., None]]:
 class Waiting:
     """A line that says what is going on until the answer begins, if that takes a while."""
 
-    def __init__(self) -> None:
+    def __init__(self, what: str) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
         self._bar = Progress(*columns, console=_err, transient=True)
-        self._task = self._bar.add_task("Reading", total=None)
+        self._task = self._bar.add_task(what, total=None)
         self._lock = threading.Lock()
         self._is_shown = self._has_ended = False
         self._timer = threading.Timer(_WAIT_S, self._show)
@@ -189,9 +189,13 @@ class Waiting:
 
 
 @contextlib.contextmanager
-def waiting() -> Iterator[Waiting]:
-    """See Waiting. Nothing where stderr is no terminal."""
-    line = Waiting()
+def waiting(what: str) -> Iterator[Waiting]:
+    """See Waiting. Nothing where stderr is no terminal.
+
+    Args:
+        what: is going on at first.
+    """
+    line = Waiting(what)
     try:
         yield line
     finally:

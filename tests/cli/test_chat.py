@@ -86,6 +86,19 @@ def test_a_question_too_long_is_taken_back_and_its_picture_stays(terminal, pictu
     assert chat.ask(QUESTION) == ANSWER
 
 
+def test_several_pictures(terminal, picture):
+    other = picture.with_name("02_wide.png")
+    chat = terminal("-i", picture)
+    _, answer, timings = chat.ask(f"{other} What differs?").splitlines()
+    assert answer
+    assert timings.startswith("image 6 tiles in ")
+    assert [line.split()[0] for line in chat.ask("/images").splitlines()] == ["turn", "turn"]
+    chat.ask(f"/image {other}")
+    assert chat.ask("/images").splitlines()[2].startswith("attached  ")
+    assert chat.ask("/images drop") == "1 picture dropped."
+    assert len(chat.ask("/images").splitlines()) == 2
+
+
 def test_pictures_are_found_in_what_is_typed(terminal, picture, no_picture, tmp_path):
     chat = terminal("--no-timings")
     blanks = shutil.copy(picture, tmp_path / "my ring's picture.png")
@@ -272,6 +285,37 @@ def test_tab_completes_commands_and_paths(terminal, picture, tmp_path):
         chat.read_until(completed)
         said = chat.ask(rest)
         assert said.startswith(("Timings are", "Attached")), typed
+
+
+SLOW = """
+import time
+from pyvllama.llm import LLM
+chat = LLM.chat
+def slow(self, messages, *, image_progress, **options):
+    for i in range(100):
+        image_progress(i / 100)
+        time.sleep(0.1)
+    return chat(self, messages, image_progress=image_progress, **options)
+LLM.chat = slow
+"""
+
+
+def test_a_picture_being_encoded_is_told_and_can_be_stopped(terminal, picture):
+    chat = terminal("-i", picture, "--no-timings", before=SLOW)
+    chat.send(f"{QUESTION}\r")
+    chat.read_until(b"Looking at 01_square.png, 4 tiles")
+    chat.send(CTRL_C)
+    chat.read_until(b"Stopped.")
+    chat.read_until(PASTE_ON)
+    assert chat.ask("/images").startswith("attached ")  # the question is taken back
+
+
+def test_what_makes_no_sign_of_progress_is_waited_for(terminal):
+    late = "import time; from pyvllama.llm import LLM; chat = LLM.chat\n"
+    late += "def late(*a, **k): time.sleep(1); return chat(*a, **k)\nLLM.chat = late"
+    chat = terminal("--no-timings", before=late)
+    assert "Reading" in (raw := chat.ask_raw("Hello!"))
+    assert shown(raw) == HELLO
 
 
 ENDLESS = "from pyvllama.tokenizer import Tokenizer; Tokenizer.eog = frozenset()"

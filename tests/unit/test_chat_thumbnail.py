@@ -5,8 +5,8 @@ import io
 import re
 
 import pytest
-from PIL import Image
 from pictures import BLUE, RED, noise
+from PIL import Image
 
 from pyvllama.cli.chat import history
 from pyvllama.cli.chat.sixel import sixel
@@ -72,11 +72,10 @@ def decoded_sixel(sequence):
         elif home or down:
             x, top = 0, top + (6 if down else 0)
         else:
-            for _ in range(int(n or 1)):
-                for i in range(6):
-                    if (ord(repeated or single) - 63) >> i & 1:
-                        pixels[x, top + i] = palette[colour]
-                x += 1
+            end = x + int(n or 1)
+            rows = [i for i in range(6) if (ord(repeated or single) - 63) >> i & 1]
+            pixels |= {(column, top + i): palette[colour] for column in range(x, end) for i in rows}
+            x = end
     return width, height, pixels
 
 

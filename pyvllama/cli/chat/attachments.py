@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from pyvllama.cli.chat.picture import Picture
 
-__all__ = ["Found", "find_pictures", "leading_pictures", "local_path"]
+__all__ = ["Found", "find_pictures", "leading_pictures", "local_path", "typed_path"]
 
 # The formats that are read, and those that people have and that get an error with advice.
 _SUFFIXES = (
@@ -51,6 +51,12 @@ def local_path(text: str) -> str:
     return unquote(parts.path) if parts.netloc in ("", "localhost") else text
 
 
+def typed_path(text: str) -> Path:
+    """A path as people type it or terminals paste it: in quotes, with escaped blanks, as a file:// URI."""
+    path = local_path(_unquoted(text.strip()))
+    return Path(path if _is_file(path) else re.sub(r"\\(.)", r"\1", path))
+
+
 def find_pictures(line: str) -> tuple[str, list[Picture]]:
     """Take the pictures out of a line.
 
@@ -63,7 +69,7 @@ def find_pictures(line: str) -> tuple[str, list[Picture]]:
     Raises:
         ImageError: one of them cannot be read.
     """
-    text, end = "", 0
+    end = 0
     pieces: list[str | Picture] = []
     for found in _scan(line):
         pieces += [line[end : found.start], Picture.read(found.source)]
@@ -107,13 +113,11 @@ def _is_text(piece: str | Picture) -> bool:
 
 
 def _scan(line: str) -> list[Found]:
-    result, at = [], 0
-    while word := re.compile(r"\S").search(line, at):
-        if found := _picture_at(line, word.start()):
+    result: list[Found] = []
+    for word in re.finditer(r"\S+", line):
+        start = max(word.start(), result[-1].end if result else 0)
+        if start < word.end() and (found := _picture_at(line, start)):
             result.append(found)
-            at = found.end
-        else:
-            at = word.end() + len(re.compile(r"\S*").match(line, word.end())[0])  # type: ignore[index]
     return result
 
 

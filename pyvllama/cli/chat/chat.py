@@ -46,6 +46,11 @@ class Chat:
         """A picture's size and tiles."""
         return f"{picture.size}, {count(picture.n_tiles(self.llm.model.preprocessor), 'tile')}"
 
+    def say(self, text: str) -> None:
+        """Put a question with the pictures that are attached; they stay attached if there is no answer."""
+        if self.ask(Question(text, tuple(self.conversation.pending))):
+            self.conversation.pending.clear()
+
     def ask(self, question: Question) -> bool:
         """Put a question, show the answer as it comes, and keep both.
 
@@ -69,8 +74,8 @@ class Chat:
     def _stream(self, question: Question, answer: "_Answer") -> None:
         pictures = [*self.conversation.pictures(), *question.pictures]
         unseen = {p.digest: p for p in pictures if p.digest not in self.seen}
-        last = {}
-        with ui.waiting() as waiting:
+        finish_reason, timings = None, None
+        with ui.waiting("Reading") as waiting:
             looking = _Looking(self, list(unseen.values()), waiting)
             stream = self.llm.chat(
                 self.conversation.messages(question),
@@ -79,17 +84,19 @@ class Chat:
                 **self.conversation.options,
             )
             for chunk in stream:
-                last = chunk
-                if delta := chunk["choices"][0]["delta"].get("content"):
-                    waiting.end()
-                    answer.show(delta)
+                timings = chunk.get("timings", timings)
+                for choice in chunk["choices"]:
+                    finish_reason = choice["finish_reason"] or finish_reason
+                    if delta := choice["delta"].get("content"):
+                        waiting.end()
+                        answer.show(delta)
         answer.end()
         self.seen |= set(unseen)
-        if last["choices"][0]["finish_reason"] == "length":
+        if finish_reason == "length":
             ui.note("The answer is cut off: max_tokens or the end of the context is reached.")
-        if self.show_timings:
+        if self.show_timings and timings:
             n_tiles = sum(p.n_tiles(self.llm.model.preprocessor) for p in looking.pictures_encoded())
-            ui.note(ui.format_timings(last["timings"], n_tiles=n_tiles))
+            ui.note(ui.format_timings(timings, n_tiles=n_tiles))
 
 
 class _Answer:
@@ -119,10 +126,10 @@ class _Looking:
         self._pictures = pictures
         self._waiting = waiting
         self._n_begun = 0
-        self._fraction = 1.0
+        self._fraction = 1.0  # as if one had just ended
 
     def update(self, fraction: float) -> None:
-        if fraction < self._fraction or self._n_begun == 0:
+        if fraction < self._fraction or self._fraction >= 1:
             self._n_begun += 1
         self._fraction = fraction
         if fraction >= 1:

@@ -2,16 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from prompt_toolkit.completion import Completer
 
 from pyvllama.cli import ui
-from pyvllama.cli.chat.attachments import leading_pictures, local_path
+from pyvllama.cli.chat.attachments import leading_pictures, typed_path
 from pyvllama.cli.chat.chat import Chat, count
 from pyvllama.cli.chat.clipboard import clipboard_pictures
 from pyvllama.cli.chat.completion import words
-from pyvllama.cli.chat.conversation import Conversation, Question
+from pyvllama.cli.chat.conversation import Conversation
 from pyvllama.cli.chat.transcript import load_transcript, save_transcript
 from pyvllama.cli.sampling import SAMPLING, check_sampling, read_sampling, shown_sampling
 from pyvllama.errors import ConfigError
@@ -49,18 +48,19 @@ def find_command(name: str) -> Command | None:
 def _image(chat: Chat, argument: str) -> None:
     if not argument:
         raise ConfigError("/image needs a path or an address; without one, see /paste and /images")
-    pictures, question = leading_pictures(argument)
+    with ui.waiting("Reading the picture"):
+        pictures, question = leading_pictures(argument)
     for picture in pictures:
         chat.attach(picture)
     if question:
-        ask(chat, question)
+        chat.say(question)
 
 
 def _paste(chat: Chat, argument: str) -> None:
     for picture in clipboard_pictures():
         chat.attach(picture)
     if argument:
-        ask(chat, argument)
+        chat.say(argument)
 
 
 def _images(chat: Chat, argument: str) -> None:
@@ -126,8 +126,10 @@ def _undo(chat: Chat, argument: str) -> None:
         raise ConfigError("there is nothing to take back")
     question = chat.conversation.turns.pop().question
     text = " ".join(question.text.split())
-    pictures = f" and {count(len(question.pictures), 'picture')}" if question.pictures else ""
-    ui.note(f"Taken back: {text[:60]}{'…' if len(text) > 60 else ''}{pictures}".replace(":  and", ":"))
+    parts = [f"{text[:60]}…" if len(text) > 60 else text] if text else []
+    if question.pictures:
+        parts.append(count(len(question.pictures), "picture"))
+    ui.note(f"Taken back: {' and '.join(parts)}")
 
 
 def _clear(chat: Chat, argument: str) -> None:
@@ -139,7 +141,7 @@ def _clear(chat: Chat, argument: str) -> None:
 def _save(chat: Chat, argument: str) -> None:
     if not argument:
         raise ConfigError("/save needs the name of a file, such as chat.json")
-    path = Path(local_path(argument))
+    path = typed_path(argument)
     save_transcript(chat.conversation, path, chat.llm.model.name)
     ui.note(f"Saved {_contents(chat.conversation)} to {path}.")
 
@@ -147,7 +149,7 @@ def _save(chat: Chat, argument: str) -> None:
 def _load(chat: Chat, argument: str) -> None:
     if not argument:
         raise ConfigError("/load needs the name of a file that /save wrote")
-    conversation, model = load_transcript(Path(local_path(argument)), check_sampling)
+    conversation, model = load_transcript(typed_path(argument), check_sampling)
     chat.conversation = conversation
     other = f" It was had with {model}." if model and model != chat.llm.model.name else ""
     ui.note(f"Loaded {_contents(conversation)}.{other}")
@@ -163,13 +165,6 @@ def _help(chat: Chat, argument: str) -> None:
 
 def _exit(chat: Chat, argument: str) -> None:
     raise EOFError
-
-
-def ask(chat: Chat, text: str) -> None:
-    """Put a question with the pictures that are attached; they stay attached if there is no answer."""
-    conversation = chat.conversation
-    if chat.ask(Question(text, tuple(conversation.pending))):
-        conversation.pending.clear()
 
 
 def _contents(conversation: Conversation) -> str:

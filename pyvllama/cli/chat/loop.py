@@ -5,7 +5,7 @@ from typing import Any
 from pyvllama.cli import ui
 from pyvllama.cli.chat.attachments import find_pictures
 from pyvllama.cli.chat.chat import Chat, count
-from pyvllama.cli.chat.commands import COMMANDS, ask, find_command
+from pyvllama.cli.chat.commands import COMMANDS, find_command
 from pyvllama.cli.chat.completion import ChatCompleter
 from pyvllama.cli.chat.conversation import Conversation
 from pyvllama.cli.chat.entry import read_entry
@@ -82,7 +82,8 @@ def _take(chat: Chat, line: str) -> str:
                 raise ConfigError(f"there is no command {entry.command}: /help shows them all")
             command.run(chat, entry.text)
             return ""
-        text, pictures = (entry.text, []) if entry.is_verbatim else find_pictures(entry.text)
+        with ui.waiting("Reading the picture"):
+            text, pictures = (entry.text, []) if entry.is_verbatim else find_pictures(entry.text)
     except ImageError as e:
         ui.error(str(e))
         return "" if entry.command else line
@@ -92,5 +93,5 @@ def _take(chat: Chat, line: str) -> str:
     for picture in pictures:
         chat.attach(picture)
     if text or (chat.conversation.pending and not pictures):
-        ask(chat, text)
+        chat.say(text)
     return ""
