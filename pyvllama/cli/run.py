@@ -140,23 +140,27 @@ def run(
             progress=progress,
         )
     options = {k: v for k, v in sampling.items() if v not in (None, ())}
-    if context_shift:
-        options["context_shift"] = True
     with llm:
         if llm.model.is_graft:
             ui.note("The mmproj was made with another text model of the same shapes: its eyes are grafted on.")
         if prompt is None:
             chat_loop(
-                llm, system=system, images=images, options=options, show_timings=timings, thumbnails=thumbnails,
+                llm,
+                system=system,
+                images=images,
+                options=options,
+                context_shift=context_shift,
+                show_timings=timings,
+                thumbnails=thumbnails,
                 keep_history=history,
-            )  # fmt: skip
+            )
             return
         parts = [{"type": "image_url", "image_url": {"url": image}} for image in images]
         messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": [*parts, {"type": "text", "text": prompt}]})
         with ui.waiting("Reading") as waiting:
             looking = functools.partial(waiting.update, what="Looking at the picture")
-            stream = llm.chat(messages, stream=True, image_progress=looking, **options)
+            stream = llm.chat(messages, stream=True, image_progress=looking, context_shift=context_shift, **options)
             if as_json:
                 _print_json(stream)
                 return

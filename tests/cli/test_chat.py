@@ -86,6 +86,17 @@ def test_a_question_too_long_is_taken_back_and_its_picture_stays(terminal, pictu
     assert chat.ask(QUESTION) == ANSWER
 
 
+def test_with_context_shift_the_chat_goes_on(terminal, picture):
+    chat = terminal("-c", "256", "-i", picture, "--no-timings", "--context-shift", "--max-tokens", "8")
+    said = [chat.ask(QUESTION)] + [chat.ask(RING) for _ in range(14)]
+    notes = ["The context is full" in text for text in said]
+    assert notes == sorted(notes)
+    assert (notes[0], notes[-1]) == (False, True)
+    assert not any("Error" in text for text in said)
+    assert "without its oldest" in said[notes.index(True)]
+    assert "last turn alone" in chat.ask("many words " * 200)
+
+
 def test_several_pictures(terminal, picture):
     other = picture.with_name("02_wide.png")
     chat = terminal("-i", picture)

@@ -27,6 +27,7 @@ class Chat:
         conversation: so far.
         show_timings: a line below each answer.
         thumbnails: how pictures are shown, one of `thumbnail.PROTOCOLS`.
+        context_shift: the oldest turns are left away when the context is full.
         seen: digests of the pictures that were encoded already.
     """
 
@@ -34,6 +35,7 @@ class Chat:
     conversation: Conversation
     show_timings: bool = True
     thumbnails: str = "none"
+    context_shift: bool = False
     seen: set[str] = field(default_factory=set)
 
     def attach(self, picture: Picture) -> None:
@@ -74,17 +76,19 @@ class Chat:
     def _stream(self, question: Question, answer: "_Answer") -> None:
         pictures = [*self.conversation.pictures(), *question.pictures]
         unseen = {p.digest: p for p in pictures if p.digest not in self.seen}
-        finish_reason, timings = None, None
+        finish_reason, timings, n_dropped = None, None, 0
         with ui.waiting("Reading") as waiting:
             looking = _Looking(self, list(unseen.values()), waiting)
             stream = self.llm.chat(
                 self.conversation.messages(question),
                 stream=True,
                 image_progress=looking.update,
+                context_shift=self.context_shift,
                 **self.conversation.options,
             )
             for chunk in stream:
                 timings = chunk.get("timings", timings)
+                n_dropped = chunk.get("dropped_turns", n_dropped)
                 for choice in chunk["choices"]:
                     finish_reason = choice["finish_reason"] or finish_reason
                     if delta := choice["delta"].get("content"):
@@ -92,6 +96,8 @@ class Chat:
                         answer.show(delta)
         answer.end()
         self.seen |= set(unseen)
+        if n_dropped:
+            ui.note(ui.format_dropped(n_dropped))
         if finish_reason == "length":
             ui.note("The answer is cut off: max_tokens or the end of the context is reached.")
         if self.show_timings and timings:

@@ -25,6 +25,7 @@ def chat_loop(
     system: str | None,
     images: tuple[str, ...],
     options: dict[str, Any],
+    context_shift: bool,
     show_timings: bool,
     thumbnails: str,
     keep_history: bool,
@@ -36,6 +37,7 @@ def chat_loop(
         system: the system prompt, or None.
         images: attached to the first message.
         options: sampling options for `LLM.chat`.
+        context_shift: leave the oldest turns away when the context is full.
         show_timings: a line below each answer.
         thumbnails: `auto`, or one of `thumbnail.PROTOCOLS`.
         keep_history: what is typed is there again in the next chat.
@@ -45,7 +47,7 @@ def chat_loop(
     """
     pictures = [Picture.read(image) for image in images]
     how = (detect() if ui.is_terminal() else "none") if thumbnails == "auto" else thumbnails
-    chat = Chat(llm, Conversation(system, options=dict(options)), show_timings, how)
+    chat = Chat(llm, Conversation(system, options=dict(options)), show_timings, how, context_shift)
     completer = ChatCompleter({c.name: (c.help, c.completes) for c in COMMANDS})
     lines = Input(open_history(keep=keep_history), completer)
     ui.note(f"{llm.model.name} · {llm.n_ctx} positions · /help for commands, Ctrl-D to leave")
