@@ -17,7 +17,7 @@ from rich.text import Text
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "pyvllama" / "pocket"
-COLUMNS, ROWS = 92, 40
+COLUMNS, ROWS = 100, 40
 # (name of the picture, title, [(what is typed, text that must appear before going on)])
 SCENES = [
     (
@@ -58,7 +58,8 @@ def wait_for(text: str, seconds: float = 30) -> None:
 
 
 def play(steps: list[tuple[str, str]]) -> str:
-    tmux("new-session", "-d", "-s", "t", "-x", str(COLUMNS), "-y", str(ROWS), f"cd {shlex.quote(str(FOLDER))} && sh")
+    shell = f"cd {shlex.quote(str(FOLDER))} && PYVLLAMA_DATA=$(mktemp -d) sh"  # with an empty history
+    tmux("new-session", "-d", "-s", "t", "-x", str(COLUMNS), "-y", str(ROWS), shell)
     try:
         tmux("send-keys", "-t", "t", "PS1='$ '; clear", "Enter")
         time.sleep(1)

@@ -1,5 +1,6 @@
 """`pyvllama run`: one answer, or a simple chat."""
 
+import functools
 import json
 import sys
 from collections.abc import Callable
@@ -10,7 +11,9 @@ import click
 
 import pyvllama
 from pyvllama.cli import ui
-from pyvllama.cli.chat_loop import chat_loop
+from pyvllama.cli.chat.loop import chat_loop
+from pyvllama.cli.chat.thumbnail import PROTOCOLS
+from pyvllama.cli.sampling import sampling_options
 from pyvllama.context import MAX_N_THREADS
 from pyvllama.errors import PromptError
 from pyvllama.llm import DEFAULT_N_CTX
@@ -19,24 +22,6 @@ from pyvllama.resolve import is_model_name, resolve
 __all__ = ["run"]
 
 Command = Callable[..., None]
-
-
-def _sampling_options(command: Command) -> Command:
-    options = (
-        click.option("--max-tokens", type=click.IntRange(min=1), help="Longest answer, in tokens."),
-        click.option("--temperature", type=click.FloatRange(min=0), help="0 is greedy. Default: the model's own."),
-        click.option("--top-p", type=click.FloatRange(0, 1), help="Nucleus sampling; 1 is off."),
-        click.option("--top-k", type=click.IntRange(min=0), help="Likeliest tokens to choose from; 0 is off."),
-        click.option("--min-p", type=click.FloatRange(0, 1), help="Least relative probability; 0 is off."),
-        click.option("--repeat-penalty", type=float, help="Divides logits of recent tokens; 1 is off."),
-        click.option("--presence-penalty", type=float, help="OpenAI's; 0 is off."),
-        click.option("--frequency-penalty", type=float, help="OpenAI's; 0 is off."),
-        click.option("--seed", type=click.IntRange(min=0), help="Same seed, same answer."),
-        click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; repeatable."),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
 
 
 def _model_options(command: Command) -> Command:
@@ -54,6 +39,15 @@ def _model_options(command: Command) -> Command:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def _chat_options(command: Command) -> Command:
+    thumbnails = click.option(
+        "--thumbnails", type=click.Choice(["auto", *PROTOCOLS]), default="auto", show_default=True,
+        help="How a chat shows the pictures.",
+    )  # fmt: skip
+    history = click.option("--history/--no-history", default=True, help="Keep what is typed for the next chat.")
+    return thumbnails(history(command))
 
 
 def split_arguments(arguments: tuple[str, ...]) -> tuple[str | None, str | None]:
@@ -91,7 +85,8 @@ def _exists(word: str) -> bool:
 @click.option("--context-shift", is_flag=True, help="When the context is full, leave the oldest turns away.")
 @click.option("--timings/--no-timings", default=True, help="The line below the answer, on stderr.")
 @_model_options
-@_sampling_options
+@_chat_options
+@sampling_options
 def run(
     arguments: tuple[str, ...],
     images: tuple[str, ...],
@@ -105,6 +100,8 @@ def run(
     ctx_size: int,
     threads: int | None,
     gpu_layers: int,
+    thumbnails: str,
+    history: bool,
     **sampling: Any,
 ) -> None:
     """Answer a question about pictures, or chat.
@@ -143,32 +140,42 @@ def run(
             progress=progress,
         )
     options = {k: v for k, v in sampling.items() if v not in (None, ())}
-    if context_shift:
-        options["context_shift"] = True
     with llm:
         if llm.model.is_graft:
             ui.note("The mmproj was made with another text model of the same shapes: its eyes are grafted on.")
         if prompt is None:
-            chat_loop(llm, system=system, images=images, options=options, show_timings=timings)
+            chat_loop(
+                llm,
+                system=system,
+                images=images,
+                options=options,
+                context_shift=context_shift,
+                show_timings=timings,
+                thumbnails=thumbnails,
+                keep_history=history,
+            )
             return
         parts = [{"type": "image_url", "image_url": {"url": image}} for image in images]
         messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": [*parts, {"type": "text", "text": prompt}]})
-        with ui.fraction_progress("Looking at the picture") as progress:
-            stream = llm.chat(messages, stream=True, image_progress=progress, **options)
-        if as_json:
-            _print_json(stream)
-            return
-        last = print_stream(stream)
+        with ui.waiting("Reading") as waiting:
+            looking = functools.partial(waiting.update, what="Looking at the picture")
+            stream = llm.chat(messages, stream=True, image_progress=looking, context_shift=context_shift, **options)
+            if as_json:
+                _print_json(stream)
+                return
+            last = _print_stream(stream, waiting)
         if timings:
             ui.note(ui.format_timings(last["timings"]))
 
 
-def print_stream(stream: Any) -> dict[str, Any]:
+def _print_stream(stream: Any, waiting: ui.Waiting) -> dict[str, Any]:
     """Write an answer as it comes; returns the last chunk."""
     chunk: dict[str, Any] = {}
     for chunk in stream:
-        ui.write_answer(chunk["choices"][0]["delta"].get("content", ""))
+        if delta := chunk["choices"][0]["delta"].get("content"):
+            waiting.end()
+            ui.write_answer(delta)
     ui.write_answer("\n")
     return chunk
 

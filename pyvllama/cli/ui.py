@@ -2,10 +2,12 @@
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import click
+from rich.color import ColorSystem
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -19,8 +21,10 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.style import Style
 
 __all__ = [
+    "Waiting",
     "bytes_progress",
     "confirm",
     "count_progress",
@@ -29,27 +33,69 @@ __all__ = [
     "format_dropped",
     "format_timings",
     "fraction_progress",
+    "is_terminal",
     "note",
+    "terminal_graphics",
+    "terminal_width",
+    "waiting",
     "write_answer",
+    "write_styled",
 ]
 
 _err = Console(stderr=True, highlight=False)
+_out = Console(highlight=False)
+_STYLES = {"heading": Style(bold=True), "strong": Style(bold=True), "code": Style(color="cyan")}
+_WAIT_S = 0.4  # what is there sooner needs no sign of life
+# A terminal obeys control characters, and neither a model nor a file's name should command it.
+_CONTROL = {c: "\N{REPLACEMENT CHARACTER}" for c in (*range(32), *range(127, 160)) if chr(c) not in "\n\t"}
 
 
 def note(text: str) -> None:
     """A line beside the answer."""
-    _err.print(text, style="dim", markup=False, soft_wrap=True)
+    _err.print(_printable(text, _err), style="dim", markup=False, soft_wrap=True)
 
 
 def error(text: str) -> None:
     """A line that says what went wrong."""
-    _err.print(f"Error: {text}", style="red", markup=False, soft_wrap=True)
+    _err.print(_printable(f"Error: {text}", _err), style="red", markup=False, soft_wrap=True)
 
 
 def write_answer(text: str) -> None:
     """A piece of an answer, at once."""
-    sys.stdout.write(text)
+    sys.stdout.write(_printable(text, _out))
     sys.stdout.flush()
+
+
+def write_styled(pieces: Iterable[tuple[str, str | None]]) -> None:
+    """Pieces of an answer, at once, each with the name of its style; plain where stdout shows no colours."""
+    has_colours = _out.is_terminal and _out.color_system is not None and not _out.no_color
+    for text, name in pieces:
+        shown = _printable(text, _out)
+        if name and has_colours:
+            shown = _STYLES[name].render(shown, color_system=ColorSystem.STANDARD)
+        sys.stdout.write(shown)
+    sys.stdout.flush()
+
+
+def _printable(text: str, console: Console) -> str:
+    return text.translate(_CONTROL) if console.is_terminal else text
+
+
+def is_terminal() -> bool:
+    """Whether what stands beside the answer is read by a person."""
+    return _err.is_terminal
+
+
+def terminal_width() -> int:
+    """In columns."""
+    return _err.width
+
+
+def terminal_graphics(sequence: str) -> None:
+    """Send a picture's escape sequence to the terminal."""
+    if sequence and _err.is_terminal:
+        _err.file.write(sequence)
+        _err.file.flush()
 
 
 def format_bytes(n: float) -> str:
@@ -61,11 +107,17 @@ def format_bytes(n: float) -> str:
     raise AssertionError
 
 
-def format_timings(timings: dict[str, Any]) -> str:
-    """One line: image encoding, prompt and answer, each with its time and rate."""
+def format_timings(timings: dict[str, Any], *, n_tiles: int = 0) -> str:
+    """One line: image encoding, prompt and answer, each with its time and rate.
+
+    Args:
+        timings: of `LLM.chat`.
+        n_tiles: of the images that were encoded; 0 if that is not known.
+    """
     parts = []
     if timings["image_encode_ms"]:
-        parts.append(f"image {_time(timings['image_encode_ms'])}")
+        tiles = f"{n_tiles} tile{'' if n_tiles == 1 else 's'} in " if n_tiles else ""
+        parts.append(f"image {tiles}{_time(timings['image_encode_ms'])}")
     elif timings["image_cached"]:
         parts.append("image cached")
     for label, key in (("prompt", "prompt"), ("answer", "predicted")):
@@ -100,6 +152,54 @@ def fraction_progress(what: str) -> Iterator[Callable[..., None]]:
             bar.update(task, completed=fraction, description=escape(now))
 
         yield update
+
+
+class Waiting:
+    """A line that says what is going on until the answer begins, if that takes a while."""
+
+    def __init__(self, what: str) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        self._bar = Progress(*columns, console=_err, transient=True)
+        self._task = self._bar.add_task(what, total=None)
+        self._lock = threading.Lock()
+        self._is_shown = self._has_ended = False
+        self._timer = threading.Timer(_WAIT_S, self._show)
+        self._timer.daemon = True
+        if _err.is_terminal:
+            self._timer.start()
+
+    def update(self, fraction: float | None, what: str) -> None:
+        """What is going on; the fraction done, None if nobody knows."""
+        self._bar.update(self._task, completed=fraction or 0.0, total=None if fraction is None else 1.0,
+                         description=escape(_printable(what, _err)))  # fmt: skip
+
+    def end(self) -> None:
+        """Wipe it out. Idempotent."""
+        self._timer.cancel()
+        with self._lock:
+            if self._is_shown and not self._has_ended:
+                self._bar.stop()
+            self._has_ended = True
+
+    def _show(self) -> None:
+        with self._lock:
+            if not self._has_ended:
+                self._is_shown = True
+                self._bar.start()
+
+
+@contextlib.contextmanager
+def waiting(what: str) -> Iterator[Waiting]:
+    """See Waiting. Nothing where stderr is no terminal.
+
+    Args:
+        what: is going on at first.
+    """
+    line = Waiting(what)
+    try:
+        yield line
+    finally:
+        line.end()
 
 
 @contextlib.contextmanager

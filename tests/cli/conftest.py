@@ -54,6 +54,7 @@ def no_caches_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     from huggingface_hub.utils import _cache_manager
 
     monkeypatch.setenv("PYVLLAMA_CACHE", str(tmp_path / "pyvllama-cache"))
+    monkeypatch.setenv("PYVLLAMA_DATA", str(tmp_path / "pyvllama-data"))
     for module in (huggingface_hub.constants, _cache_manager):
         monkeypatch.setattr(module, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
 

@@ -61,8 +61,8 @@ THIRD_PARTY = {
     "huggingface_hub": ["hub_client", "hub_upload"],
     "click": ["cli."],
     "rich": ["cli.ui"],
-    "prompt_toolkit": ["cli.chat_loop"],
-    "PIL": ["image.", "vision_cache", "integrations.image_ids"],
+    "prompt_toolkit": ["cli.chat."],
+    "PIL": ["image.", "vision_cache", "integrations.image_ids", "cli.chat."],
     "llm": ["integrations.llm_plugin"],
     "pydantic": ["integrations.llm_plugin"],
     "numpy": [
