@@ -26,7 +26,8 @@ from pyvllama.errors import (
     PromptError,
     VllamaError,
 )
-from pyvllama.llm import LLM, load
+from pyvllama.llm import LLM
+from pyvllama.loading import load
 from pyvllama.types import Pair, SamplingParams
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pyvllama.errors import BackendError
-from pyvllama.llm import LLM, Message, load
+from pyvllama.llm import LLM, Message
+from pyvllama.loading import load
 
 __all__ = ["AsyncLLM"]
 

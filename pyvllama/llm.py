@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyvllama._runtime import default_n_threads
 from pyvllama.chat_options import ChatOptions
 from pyvllama.completion import Completion, Delta
-from pyvllama.context import MAX_N_THREADS, Context, ContextParams
-from pyvllama.errors import BackendError, Cancelled, ConfigError, VllamaError
+from pyvllama.context import Context, ContextParams
+from pyvllama.errors import BackendError, Cancelled, VllamaError
 from pyvllama.generation import generate
 from pyvllama.grammar import Constraint
 from pyvllama.image.source import load_image
@@ -24,7 +23,6 @@ from pyvllama.image_store import ImageStore
 from pyvllama.many import Many
 from pyvllama.model import Model
 from pyvllama.prompt_cells import read_prompt, without_oldest_turns
-from pyvllama.resolve import resolve
 from pyvllama.sampler import Sampler
 from pyvllama.session import Cell, Session
 from pyvllama.session_file import load_session, save_session
@@ -32,97 +30,10 @@ from pyvllama.stream import TextStream
 from pyvllama.types import SamplingParams, Timings, Usage
 from pyvllama.vision_cache import VisionCache
 
-__all__ = ["LLM", "load"]
+__all__ = ["LLM", "Message", "Progress"]
 
 Message = Mapping[str, Any]
 Progress = Callable[[float], bool | None]
-DEFAULT_N_CTX = 4096
-DEFAULT_IMAGE_CACHE_BYTES = 512 << 20
-DEFAULT_IMAGE_CACHE_DISK_BYTES = 4 << 30
-
-
-def load(
-    model: str | Path | None = None,
-    mmproj: str | Path | None = None,
-    *,
-    text_type: str | None = None,
-    n_ctx: int = DEFAULT_N_CTX,
-    n_batch: int = 512,
-    n_ubatch: int = 512,
-    n_threads: int | None = None,
-    n_gpu_layers: int = 0,
-    kv_type: str = "f16",
-    cross_kv_type: str = "f16",
-    flash_attn: bool | None = None,
-    use_mmap: bool = True,
-    repack: bool = True,
-    image_cache_bytes: int = DEFAULT_IMAGE_CACHE_BYTES,
-    image_cache_dir: str | Path | None = None,
-    image_cache_disk_bytes: int = DEFAULT_IMAGE_CACHE_DISK_BYTES,
-    progress: Progress | None = None,
-) -> "LLM":
-    """Load a model.
-
-    Args:
-        model: a text GGUF, or a directory that holds a pair; a checkpoint's directory (converted once, into pyvllama's
-            cache); `user/repo[:QUANT]` on the Hub (fetched; a checkpoint is converted once); `ollama:NAME[:TAG]`
-            (imported once); or None: the bundled pocket model. See `resolve`.
-        mmproj: the mmproj file; None: the one that belongs to the text file.
-        text_type: type that a checkpoint is converted to; None: q4_k_m.
-        n_ctx: positions of the context; more memory, longer conversations.
-        n_batch: prompt tokens a decode call takes.
-        n_ubatch: prompt tokens computed at once.
-        n_threads: CPU threads; None: one a physical core.
-        n_gpu_layers: text layers on the GPU, -1 for all; any but 0 also puts the mmproj there.
-        kv_type: type of the self-attention cache: f32, f16, bf16, q8_0.
-        cross_kv_type: type of the images' keys and values: f16, bf16, f32.
-        flash_attn: flash attention in the text model; None lets llama.cpp choose.
-        use_mmap: map the text file instead of reading it.
-        repack: let the CPU keep the mmproj's matmul weights in its fastest layout, a copy in memory.
-        image_cache_bytes: memory for encoded images that may come again.
-        image_cache_dir: also keep encoded images in files there, for other processes and later ones; made if missing.
-            What they hold tells what was in the pictures: only the owner can read them. None: in memory only.
-        image_cache_disk_bytes: size of these files together.
-        progress: called with the fraction loaded, 0 to 1, and before that with that of a conversion or an import, if
-            there is one; returning False stops with Cancelled.
-
-    Raises:
-        ModelNotFound: there is no such model, or no mmproj beside it, or it cannot be had.
-        CheckpointError: a checkpoint that cannot be converted.
-        FormatError: a file is damaged, of another kind, or the two do not fit.
-        ConfigError: an option out of range.
-        BackendError: too little memory, or llama.cpp failed otherwise.
-    """
-    if n_threads is not None and not 1 <= n_threads <= MAX_N_THREADS:
-        raise ConfigError(f"n_threads must be between 1 and {MAX_N_THREADS}, not {n_threads}")
-    counted = None if progress is None else (lambda done, total, _: progress(done / max(total, 1)))
-    pair = resolve(model, mmproj, text_type=text_type, progress=counted)
-    loaded = Model(
-        pair.text,
-        pair.mmproj,
-        n_gpu_layers=n_gpu_layers,
-        n_threads=n_threads,
-        cross_kv_type=cross_kv_type,
-        use_mmap=use_mmap,
-        repack=repack,
-        progress=progress,
-    )
-    threads = n_threads or default_n_threads()
-    params = ContextParams(
-        n_ctx=n_ctx,
-        n_batch=n_batch,
-        n_ubatch=n_ubatch,
-        n_threads=threads,
-        n_threads_batch=threads,
-        kv_type=kv_type,
-        flash_attn=flash_attn,
-    )
-    try:
-        store = None if image_cache_dir is None else ImageStore(loaded, image_cache_dir, image_cache_disk_bytes)
-        return LLM(loaded, params, image_cache_bytes, store)
-    except BaseException:
-        loaded.close()
-        raise
 
 
 class LLM:

@@ -12,7 +12,7 @@ import click
 from pyvllama.cli import ui
 from pyvllama.context import MAX_N_THREADS
 from pyvllama.errors import ConfigError, ModelNotFound, VllamaError
-from pyvllama.llm import DEFAULT_N_CTX
+from pyvllama.loading import DEFAULT_N_CTX
 
 __all__ = ["caption"]
 

@@ -10,7 +10,7 @@ from pyvllama.context import MAX_N_THREADS
 from pyvllama.divergence import Divergence
 from pyvllama.evaluation import Evaluation, PairSize
 from pyvllama.evaluation import evaluate as evaluate_pair
-from pyvllama.llm import DEFAULT_N_CTX
+from pyvllama.loading import DEFAULT_N_CTX
 
 __all__ = ["evaluate"]
 

@@ -16,7 +16,7 @@ from pyvllama.cli.chat.thumbnail import PROTOCOLS
 from pyvllama.cli.sampling import sampling_options
 from pyvllama.context import MAX_N_THREADS
 from pyvllama.errors import PromptError
-from pyvllama.llm import DEFAULT_N_CTX
+from pyvllama.loading import DEFAULT_N_CTX
 from pyvllama.resolve import is_model_name, resolve
 
 __all__ = ["run"]

@@ -15,7 +15,8 @@ from pydantic import Field
 
 from pyvllama.errors import VllamaError
 from pyvllama.inventory import inventory
-from pyvllama.llm import LLM, load
+from pyvllama.llm import LLM
+from pyvllama.loading import load
 
 __all__ = ["AsyncPyvllamaModel", "PyvllamaModel", "register_models"]
 

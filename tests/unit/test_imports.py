@@ -46,6 +46,7 @@ LAYERS = [
     ["inventory"],
     ["resolve"],
     ["llm"],
+    ["loading"],
     ["imatrix", "evaluation", "async_llm", "integrations."],
     [""],
     ["cli."],
