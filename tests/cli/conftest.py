@@ -62,5 +62,5 @@ def no_caches_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny models: more threads only wait for one another."""
-    for module in ("llm", "model"):
+    for module in ("loading", "model"):
         monkeypatch.setattr(f"pyvllama.{module}.default_n_threads", lambda: 1)
