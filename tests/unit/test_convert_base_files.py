@@ -221,4 +221,4 @@ def test_an_adapter_on_the_hub(hub, tiny_checkpoint, tmp_path):
     path = convert_lora("some-org/adapter", tmp_path / "out")
     assert path.name == "adapter-F16-LoRA.gguf"
     plan = plan_conversion("some-org/base", tmp_path / "out", lora=["some-org/adapter"])
-    assert plan.notes == ("the adapter adapter is merged into 1 weights",)
+    assert plan.notes == ("the adapter adapter is merged into 1 weight",)
