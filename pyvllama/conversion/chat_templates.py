@@ -12,7 +12,15 @@ import re
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-__all__ = ["TEMPLATE_FILES", "Files", "NotedFiles", "corrected", "read_chat_templates", "templates_in"]
+__all__ = [
+    "TEMPLATE_FILES",
+    "Files",
+    "NotedFiles",
+    "corrected",
+    "corrected_with_note",
+    "read_chat_templates",
+    "templates_in",
+]
 
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
 """Where a template may be; the first one counts, as for transformers."""
@@ -76,18 +84,21 @@ def read_chat_templates(checkpoint: NotedFiles) -> dict[str, str]:
     found = templates_in(checkpoint)
     if not found:
         checkpoint.notes.append("there is no chat template; a base (--base) can bring one")
-    for name, source in found.items():
-        if _REFUSAL in source:
-            better = corrected(source)
-            if better is None:
-                checkpoint.notes.append(
-                    "the chat template refuses system prompts beside images, and is not the one whose correction is "
-                    "known: it is kept"
-                )
-            else:
-                checkpoint.notes.append(_NOTE)
-                found[name] = better
-    return found
+    return {name: corrected_with_note(source, checkpoint.notes) for name, source in found.items()}
+
+
+def corrected_with_note(source: str, notes: list[str]) -> str:
+    """The template as it is to be used; what is done to the old one, or cannot be, is added to the notes."""
+    if _REFUSAL not in source:
+        return source
+    if (better := corrected(source)) is None:
+        notes.append(
+            "the chat template refuses system prompts beside images, and is not the one whose correction is known: it "
+            "is kept"
+        )
+        return source
+    notes.append(_NOTE)
+    return better
 
 
 def templates_in(files: Files, names: Sequence[str] = TEMPLATE_FILES) -> dict[str, str]:

@@ -1,11 +1,8 @@
-"""The chat template of Llama 3.2 Vision, for sources that have none of their own or the first one of the Hub."""
+"""The chat template of Llama 3.2 Vision, for sources that have none of their own."""
 
 from __future__ import annotations
 
-__all__ = ["FAMILY_TEMPLATE", "corrected_template"]
-
-_FIRST = "Prompting with images is incompatible with system messages"
-"""What the first template (September 2024) says to a system message beside a picture; the Hub's was corrected since."""
+__all__ = ["FAMILY_TEMPLATE"]
 
 FAMILY_TEMPLATE = """{{- bos_token }}
 {%- if custom_tools is defined %}
@@ -105,8 +102,3 @@ FAMILY_TEMPLATE = """{{- bos_token }}
 {%- endif %}
 """
 """Renders what the Hub's corrected template renders (meta-llama/Llama-3.2-11B-Vision-Instruct, December 2024)."""
-
-
-def corrected_template(source: str) -> str:
-    """`source`, or the family's template where `source` is the first one of the Hub."""
-    return FAMILY_TEMPLATE if _FIRST in source else source

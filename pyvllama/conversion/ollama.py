@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from pyvllama.conversion.chat_templates import corrected_with_note
 from pyvllama.conversion.conversion_plan import ConversionPlan, model_name, n_params
-from pyvllama.conversion.family_template import FAMILY_TEMPLATE, corrected_template
+from pyvllama.conversion.family_template import FAMILY_TEMPLATE
 from pyvllama.conversion.metadata import mmproj_metadata, text_metadata
 from pyvllama.conversion.ollama_config import (
     is_llama3_template,
@@ -167,11 +168,8 @@ def _chat_template(manifest: Manifest, files: OllamaFiles, notes: list[str]) -> 
     if not isinstance(own, str) or not own:
         used = FAMILY_TEMPLATE
         notes.append("The chat template is the one of Llama 3.2 Vision: Ollama's own is in another language.")
-    elif (used := corrected_template(own)) != own:
-        notes.append(
-            "The chat template is the old one of Llama 3.2 Vision, which refuses system prompts beside images; it is "
-            "replaced by the corrected one."
-        )
+    else:
+        used = corrected_with_note(own, notes)
     sources = [blob.text() for blob in manifest.blobs("template")]
     if any(not is_llama3_template(source) for source in sources):
         notes.append(

@@ -9,10 +9,12 @@ import factories
 import numpy as np
 import ollama_store
 import pytest
+from old_template import OLD
 from tiny_configs import LLAMA3_ROPE
 
 import pyvllama
 from pyvllama.conversion import family_template, ollama_pair
+from pyvllama.conversion.chat_templates import corrected
 from pyvllama.conversion.ollama_tensors import invert_tanh
 from pyvllama.conversion.output import write_files
 from pyvllama.conversion.pipeline import plan_conversion
@@ -230,14 +232,13 @@ def test_first_template_of_the_hub_is_replaced(
     tiny: tuple[Path, Pair], store: ollama_store.Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = ollama_store.build(*tiny, "G1")
-    first = "{{- raise_exception('Prompting with images is incompatible with system messages.') }}"
-    model.text_keys["tokenizer.chat_template"] = first
+    model.text_keys["tokenizer.chat_template"] = OLD
     with caplog.at_level("WARNING", "pyvllama"):
         pair = import_model(model, store, tmp_path)
     assert "refuses system prompts beside images; it is replaced by the corrected one" in caplog.text
     for found in files(pair):
-        assert first not in found.metadata.values()
-        assert family_template.FAMILY_TEMPLATE in found.metadata.values()
+        assert OLD not in found.metadata.values()
+        assert corrected(OLD) in found.metadata.values()
 
 
 def test_a_template_of_its_own_is_kept(tiny: tuple[Path, Pair], store: ollama_store.Store, tmp_path: Path) -> None:

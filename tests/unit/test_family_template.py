@@ -4,7 +4,7 @@ import datetime
 
 import pytest
 
-from pyvllama.conversion.family_template import FAMILY_TEMPLATE, corrected_template
+from pyvllama.conversion.family_template import FAMILY_TEMPLATE
 from pyvllama.errors import PromptError
 from pyvllama.template import ChatTemplate
 
@@ -85,10 +85,3 @@ def test_tools_in_the_system_message() -> None:
 def test_what_it_refuses(messages: list[dict], tools: list[dict] | None, pattern: str) -> None:
     with pytest.raises(PromptError, match=pattern):
         render(messages, tools)
-
-
-def test_only_the_first_template_of_the_hub_is_replaced() -> None:
-    first = 'x{{- raise_exception("Prompting with images is incompatible with system messages.") }}'
-    assert corrected_template(first) == FAMILY_TEMPLATE
-    assert corrected_template(FAMILY_TEMPLATE) == FAMILY_TEMPLATE
-    assert corrected_template("{{ bos_token }}") == "{{ bos_token }}"

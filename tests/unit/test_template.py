@@ -4,30 +4,12 @@ import datetime
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from tiny_tokenizer import CHAT_TEMPLATE
 
 from pyvllama.errors import PromptError
 from pyvllama.template import ChatTemplate
 
-LLAMA = """{{- bos_token }}
-{%- for message in messages %}
-    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}
-    {%- if message['content'] is string %}
-        {{- message['content'] }}
-    {%- else %}
-        {%- for part in message['content'] %}
-            {%- if part['type'] == 'image' %}
-                {{- '<|image|>' }}
-            {%- elif part['type'] == 'text' %}
-                {{- part['text'] }}
-            {%- endif %}
-        {%- endfor %}
-    {%- endif %}
-    {{- '<|eot_id|>' }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
-{%- endif %}
-"""
+LLAMA = CHAT_TEMPLATE
 
 CONVERSATION = [
     {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]},
