@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pyvllama.answer_text import AnswerText
 from pyvllama.chat_options import ChatOptions
 from pyvllama.completion import Completion, Delta
 from pyvllama.context import Context, ContextParams
@@ -26,7 +27,6 @@ from pyvllama.prompt_cells import read_prompt, without_oldest_turns
 from pyvllama.sampler import Sampler
 from pyvllama.session import Cell, Session
 from pyvllama.session_file import load_session, save_session
-from pyvllama.stream import TextStream
 from pyvllama.types import SamplingParams, Timings, Usage
 from pyvllama.vision_cache import VisionCache
 
@@ -168,7 +168,8 @@ class LLM:
                 )
             prompt = self._cells(messages, timings, image_progress, tools=options.tools)
             usage.prompt_tokens = len(prompt)
-            Sampler(self.model, options.params, options.constraint).close()  # what is wrong shows before the prompt
+            if options.constraint is not None or options.params.logit_bias:
+                Sampler(self.model, options.params, options.constraint).close()  # what is wrong shows before the prompt
             self._prefill(prompt, timings)
             deltas = self._choices(prompt, options, timings, usage)
             if not stream:
@@ -334,8 +335,7 @@ class LLM:
     def _deltas(
         self, choice: int, params: SamplingParams, constraint: Constraint | None, timings: Timings, usage: Usage
     ) -> Iterator[Delta]:
-        tokenizer = self.model.tokenizer
-        text = TextStream(params.stop)
+        answer = AnswerText(self.model.tokenizer, params.stop, choice)
         cost = Timings()
         for sampled in generate(self._session, params, cost, constraint):
             usage.completion_tokens += 1
@@ -344,12 +344,8 @@ class LLM:
             cost.predicted_ms = 0.0
             if self._cancelled:
                 raise Cancelled("the answer was cancelled")
-            if sampled.token in tokenizer.eog:
-                yield Delta(choice, text.finish(), (), "stop")
+            delta = answer.take(sampled)
+            yield delta
+            if delta.finish_reason:
                 return
-            delta = text.feed(tokenizer.piece(sampled.token))
-            if text.stopped:
-                yield Delta(choice, delta, (sampled,), "stop")
-                return
-            yield Delta(choice, delta, (sampled,))
-        yield Delta(choice, text.finish(), (), "length")
+        yield answer.end("length")

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from pyvllama.answer_text import AnswerText
 from pyvllama.batching import Batcher, Request
 from pyvllama.chat_options import ChatOptions
 from pyvllama.completion import Completion, Delta
@@ -13,7 +14,6 @@ from pyvllama.errors import BackendError, Cancelled, ConfigError, VllamaError
 from pyvllama.model import Model
 from pyvllama.prompt_cells import read_prompt
 from pyvllama.sampler import Sampled, Sampler
-from pyvllama.stream import TextStream
 from pyvllama.types import FinishReason, Timings, Usage
 from pyvllama.vision_cache import VisionCache
 
@@ -93,13 +93,12 @@ class _Running:
     def __init__(self, model: Model, options: ChatOptions) -> None:
         self.timings, self.usage = Timings(), Usage()
         self._completion = Completion(model.name, model.tokenizer, self.timings, self.usage, options)
-        self._tokenizer = model.tokenizer
-        self._text = TextStream(options.params.stop)
+        self._text = AnswerText(model.tokenizer, options.params.stop)
         self._deltas: list[Delta] = []
         self._mark = time.perf_counter()
 
     def take(self, sampled: Sampled) -> bool:
-        """A token; True if a stop string has ended the answer."""
+        """A token; True if the answer ends with it."""
         now = time.perf_counter()
         elapsed, self._mark = 1000 * (now - self._mark), now
         if self.usage.completion_tokens == 0:
@@ -108,15 +107,13 @@ class _Running:
             self.timings.predicted_ms += elapsed
         self.usage.completion_tokens += 1
         self.timings.predicted_n += 1
-        if sampled.token in self._tokenizer.eog:
-            return True
-        text = self._text.feed(self._tokenizer.piece(sampled.token))
-        self._deltas.append(Delta(0, text, (sampled,)))
-        return self._text.stopped
+        self._deltas.append(self._text.take(sampled))
+        return self._deltas[-1].finish_reason is not None
 
     def end(self, how: FinishReason | VllamaError) -> dict[str, Any] | VllamaError:
         """The whole answer, or why there is none."""
         if isinstance(how, VllamaError):
             return how
-        self._deltas.append(Delta(0, self._text.finish(), (), how))
+        if not self._deltas or self._deltas[-1].finish_reason is None:
+            self._deltas.append(self._text.end(how))
         return self._completion.whole(self._deltas)
