@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from pyvllama.cli import ui
-from pyvllama.context import MAX_N_THREADS
+from pyvllama.cli.options import threads_option
 from pyvllama.errors import ConfigError, ModelNotFound, VllamaError
 from pyvllama.loading import DEFAULT_N_CTX
 
@@ -32,7 +32,7 @@ _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"})
 @click.option("--parallel", type=click.IntRange(1, 64), default=4, show_default=True, help="Answers at a time.")
 @click.option("-c", "--ctx-size", type=click.IntRange(min=1), default=DEFAULT_N_CTX, show_default=True,
               help="Positions of the context, for all of them together.")  # fmt: skip
-@click.option("-t", "--threads", type=click.IntRange(1, MAX_N_THREADS), help="CPU threads. Default: physical cores.")
+@threads_option("physical cores")
 @click.option("-ngl", "--gpu-layers", type=int, default=0, show_default=True, help="Text layers on the GPU; -1: all.")
 def caption(
     folder: Path,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pyvllama.cli import ui
-from pyvllama.context import MAX_N_THREADS
+from pyvllama.cli.options import output_directory, threads_option
 
 if TYPE_CHECKING:
     from pyvllama.conversion.output import OutputFile
@@ -20,14 +20,7 @@ __all__ = ["convert"]
 
 @click.command()
 @click.argument("src")
-@click.option(
-    "-o",
-    "--output",
-    "out_dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    required=True,
-    help="Directory for the two files; made if it does not exist.",
-)
+@output_directory("the two files")
 @click.option(
     "-q",
     "--text-type",
@@ -47,7 +40,7 @@ __all__ = ["convert"]
     "--imatrix",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Importance matrix (see `pyvllama imatrix`); repeatable. Types below Q2_K need one.",
+    help="Importance matrix (see `pyvllama imatrix`); repeatable. IQ3_XXS, Q2_K_S and the IQ2 and IQ1 types need one.",
 )
 @click.option(
     "--base",
@@ -72,7 +65,7 @@ __all__ = ["convert"]
 @click.option("--split-max-size", metavar="SIZE", help="Write the text model in shards of at most, say, 2G.")
 @click.option("--mmproj-only", is_flag=True, help="Write no text model: for a Llama 3.1 GGUF that you already have.")
 @click.option("--dry-run", is_flag=True, help="Say what would be written, tensor by tensor, and write nothing.")
-@click.option("-t", "--threads", type=click.IntRange(1, MAX_N_THREADS), help="Default: all cores.")
+@threads_option("all cores")
 @click.option("--overwrite", is_flag=True, help="Replace existing files.")
 def convert(
     src: str,

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from pyvllama.cli import ui
-from pyvllama.context import MAX_N_THREADS
+from pyvllama.cli.options import threads_option
 from pyvllama.divergence import Divergence
 from pyvllama.evaluation import Evaluation, PairSize
 from pyvllama.evaluation import evaluate as evaluate_pair
@@ -36,7 +36,7 @@ __all__ = ["evaluate"]
               help="Longest answer of the reference, where a chat has none.")  # fmt: skip
 @click.option("--work-dir", type=click.Path(path_type=Path, file_okay=False),
               help="For the reference's logits: 0.5 MB a token of an answer. Default: the system's.")  # fmt: skip
-@click.option("-t", "--threads", type=click.IntRange(1, MAX_N_THREADS), help="CPU threads. Default: physical cores.")
+@threads_option("physical cores")
 @click.option("-ngl", "--gpu-layers", type=int, default=0, show_default=True,
               help="Text layers on the GPU, -1 for all; any but 0 also puts the vision part there.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")

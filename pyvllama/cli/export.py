@@ -7,20 +7,14 @@ from pathlib import Path
 import click
 
 from pyvllama.cli import ui
+from pyvllama.cli.options import output_directory
 
 __all__ = ["export"]
 
 
 @click.command()
 @click.argument("model")
-@click.option(
-    "-o",
-    "--output",
-    "out_dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    required=True,
-    help="Directory for the checkpoint; made if it does not exist.",
-)
+@output_directory("the checkpoint")
 @click.option("--mmproj", type=click.Path(), help="The mmproj file, if it is not beside the text file.")
 @click.option("--dequantize", is_flag=True, help="Take quantized files; their rounded weights are written as BF16.")
 @click.option("--overwrite", is_flag=True, help="Replace existing files.")

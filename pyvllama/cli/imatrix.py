@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from pyvllama.cli import ui
-from pyvllama.context import MAX_N_THREADS
+from pyvllama.cli.options import output_directory, threads_option
 from pyvllama.loading import DEFAULT_N_CTX
 
 __all__ = ["imatrix"]
@@ -23,14 +23,7 @@ __all__ = ["imatrix"]
     required=True,
     help="Calibration set: chats (.jsonl) or plain text; repeatable.",
 )
-@click.option(
-    "-o",
-    "--output",
-    "out_dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    required=True,
-    help="Directory for the two files; made if it does not exist.",
-)
+@output_directory("the two files")
 @click.option("--mmproj", type=click.Path(), help="The mmproj file, if it is not beside the text file.")
 @click.option("--name", help="Name of the files. Default: the text file's, without its type.")
 @click.option("-c", "--ctx-size", type=click.IntRange(min=16), default=DEFAULT_N_CTX, show_default=True,
@@ -39,7 +32,7 @@ __all__ = ["imatrix"]
 @click.option("--max-tokens", type=click.IntRange(min=0), default=128, show_default=True,
               help="Longest answer of the model's own, where a chat ends with a question; 0: none.")  # fmt: skip
 @click.option("--process-output", is_flag=True, help="Also for the output matrix, as llama-imatrix's option.")
-@click.option("-t", "--threads", type=click.IntRange(1, MAX_N_THREADS), help="CPU threads. Default: physical cores.")
+@threads_option("physical cores")
 @click.option("-ngl", "--gpu-layers", type=int, default=0, show_default=True,
               help="Text layers on the GPU, -1 for all; any but 0 also puts the vision part there.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace existing files.")

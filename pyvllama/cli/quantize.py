@@ -7,21 +7,14 @@ from pathlib import Path
 import click
 
 from pyvllama.cli import ui
-from pyvllama.context import MAX_N_THREADS
+from pyvllama.cli.options import output_directory, threads_option
 
 __all__ = ["quantize"]
 
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "-o",
-    "--output",
-    "out_dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    required=True,
-    help="Directory for the results; made if it does not exist.",
-)
+@output_directory("the results")
 @click.option("-q", "--text-type", help="Text model and cross-attention layers. Default: q4_k_m.")
 @click.option("--mmproj-type", help="Vision tower and projector. Default: q8_0.")
 @click.option("--cross-type", help="Cross-attention layers. Default: as the text model.")
@@ -29,7 +22,7 @@ __all__ = ["quantize"]
 @click.option("--imatrix", multiple=True, type=click.Path(path_type=Path), help="Importance matrix; repeatable.")
 @click.option("--allow-requantize", is_flag=True, help="Take files that are quantized already.")
 @click.option("--split-max-size", metavar="SIZE", help="Write the text model in shards of at most, say, 2G.")
-@click.option("-t", "--threads", type=click.IntRange(1, MAX_N_THREADS), help="Default: all cores.")
+@threads_option("all cores")
 @click.option("--overwrite", is_flag=True, help="Replace existing files.")
 def quantize(
     files: tuple[Path, ...],
