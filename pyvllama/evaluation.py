@@ -7,13 +7,12 @@ a unit in the last place is 1e-3 between 2 and 4, 8e-3 between 16 and 32). A row
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from pyvllama.chats_file import read_chats
 from pyvllama.divergence import Divergence, TokenFigures, compare, concatenate, summarize
@@ -192,16 +191,6 @@ def _vocabulary(pair: Pair) -> list[str]:
     return tokens if has_own else tokens[:n_vocab]
 
 
-def _logits(reader: TranscriptReader, transcript: Transcript) -> Iterator[npt.NDArray[np.float32]]:
-    """Logits of the rows before the answers' tokens, batch by batch."""
-    if not transcript.answers:
-        return
-    cells = reader.cells(transcript)[: transcript.answers[-1]]  # what follows the last answer predicts nothing
-    with located(transcript.where):
-        for part in reader.session.logits_of(cells, {k - 1 for k in transcript.answers}):
-            yield part[:, : reader.model.n_vocab]
-
-
 def _keep_logits(reader: TranscriptReader, transcript: Transcript, max_tokens: int, store: IO[bytes]) -> Transcript:
     if transcript.is_open:
         cells = reader.cells(transcript)
@@ -209,7 +198,7 @@ def _keep_logits(reader: TranscriptReader, transcript: Transcript, max_tokens: i
             reader.session.prefill(cells)
             transcript = transcript.answered(reader.answer(max_tokens))
     try:
-        for part in _logits(reader, transcript):
+        for part in reader.answer_logits(transcript):
             store.write(np.ascontiguousarray(part, "<f4").data)
     except OSError as e:
         raise ConfigError(f"the reference's logits cannot be kept: {e.strerror or e}; name another work_dir") from e
@@ -219,7 +208,7 @@ def _keep_logits(reader: TranscriptReader, transcript: Transcript, max_tokens: i
 def _compare_with_kept(reader: TranscriptReader, transcript: Transcript, store: IO[bytes]) -> TokenFigures:
     figures: list[TokenFigures] = []
     tokens = [transcript.token_ids[k] for k in transcript.answers]
-    for part in _logits(reader, transcript):
+    for part in reader.answer_logits(transcript):
         kept = np.frombuffer(store.read(4 * part.size), "<f4").reshape(part.shape)
         n = sum(len(f.kld) for f in figures)
         try:

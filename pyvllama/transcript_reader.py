@@ -1,7 +1,10 @@
 """A loaded model that reads transcripts from beginning to end."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
 
 from pyvllama._runtime import default_n_threads
 from pyvllama.chats_file import Chat, Text
@@ -99,6 +102,19 @@ class TranscriptReader:
         # by its position, not by its id: another model's vocabulary may know no image token
         token = self.model.image_token
         return [Cell(token if i in at else t, at.get(i)) for i, t in enumerate(transcript.token_ids)]
+
+    def answer_logits(self, transcript: Transcript) -> Iterator[npt.NDArray[np.float32]]:
+        """Logits of the rows before the answers' tokens, batch by batch: float32 [rows, n_vocab].
+
+        Raises:
+            As `cells`, and `Session.logits_of`.
+        """
+        if not transcript.answers:
+            return
+        cells = self.cells(transcript)[: transcript.answers[-1]]  # what follows the last answer predicts nothing
+        with located(transcript.where):
+            for part in self.session.logits_of(cells, {k - 1 for k in transcript.answers}):
+                yield part[:, : self.model.n_vocab]
 
     def answer(self, max_tokens: int) -> list[int]:
         """What the model says next, greedily, after what the session has read; the end token included."""

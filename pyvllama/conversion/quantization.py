@@ -102,10 +102,11 @@ def plan_quantization(
         names += [name for name, p in placed.items() if p.role not in (Role.EXACT, Role.TABLE)]
         chosen = rules.text if is_text else rules.mmproj
         target = Path(out_dir) / f"{_TYPE_SUFFIX.sub('', Path(path).stem)}-{chosen.name.upper()}.gguf"
-        metadata = _metadata(file, chosen.number, importance)
         tensors = [
             _output_tensor(file, name, placed.get(name), rules, importance, allow_requantize) for name in file.tensors
         ]
+        is_copy = all(t.spec.type == file.tensors[t.spec.name].type for t in tensors)
+        metadata = _metadata(file, chosen.number, None if is_copy else importance)
         output = OutputFile(target, metadata, tuple(tensors))
         written = split_file(output, split_max_bytes) if is_text and split_max_bytes is not None else [output]
         for target in {one.path.absolute() for one in written} & {shard.absolute() for shard in file.paths}:

@@ -37,6 +37,7 @@ LAYERS = [
     ["session", "sampler"],
     ["chat_options", "prompt_cells", "batching", "session_file"],
     ["generation", "completion", "chats_file", "divergence"],
+    ["answer_text"],
     ["many"],
     ["transcripts"],
     ["transcript_reader"],
@@ -68,7 +69,7 @@ THIRD_PARTY = {
     "pydantic": ["integrations.llm_plugin"],
     "numpy": [
         *("_runtime", "gguf_file", "image.", "conversion.", "model", "context", "sampler", "session", "llm"),
-        *("divergence", "evaluation", "async_llm"),
+        *("divergence", "evaluation", "transcript_reader", "async_llm"),
         *("sealed_file", "kv_state", "session_file"),
         "integrations.llama_cpp_python",
     ],
