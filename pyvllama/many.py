@@ -51,7 +51,7 @@ class Many:
         try:
             waiting = enumerate(conversations)
             more = True
-            while more or not batcher.is_idle:
+            while more or self._ended or not batcher.is_idle:
                 while more and batcher.n_free:
                     following = next(waiting, None)
                     more = following is not None
@@ -60,8 +60,6 @@ class Many:
                 batcher.step()
                 while self._ended:
                     yield self._ended.popleft()
-            while self._ended:
-                yield self._ended.popleft()
         finally:
             batcher.close()
             context.close()
@@ -80,6 +78,7 @@ class Many:
                 lambda how: self._ended.append((index, answer.end(how))),
             )
             batcher.start(request)
+            answer.begin()
             answer.timings.prompt_n = request.n_prompt
         except _ALL_OF_US:
             raise
@@ -95,6 +94,10 @@ class _Running:
         self._completion = Completion(model.name, model.tokenizer, self.timings, self.usage, options)
         self._text = AnswerText(model.tokenizer, options.params.stop)
         self._deltas: list[Delta] = []
+        self._mark = 0.0
+
+    def begin(self) -> None:
+        """The prompt is being computed from now on; its pictures are encoded."""
         self._mark = time.perf_counter()
 
     def take(self, sampled: Sampled) -> bool:

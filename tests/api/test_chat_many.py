@@ -1,6 +1,7 @@
 """Many conversations at a time: each answer is the one that it would get alone, however they share batch and memory."""
 
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -167,3 +168,20 @@ def test_an_answer_can_fill_the_whole_context(context):
         batcher.start(Request([Cell(5)] * 600, sampler, None, lambda s: False, ends.append))
     with pytest.raises(PromptError, match="empty"):
         batcher.start(Request([], sampler, None, lambda s: False, ends.append))
+
+
+def test_the_prompts_time_is_not_the_pictures(load_tiny, monkeypatch):
+    """An encoding that takes long shows as such, and not as a slow prompt."""
+    llm = load_tiny()
+    encode = llm._images.encode
+
+    def slow(*args):
+        time.sleep(0.3)
+        encoded = encode(*args)
+        return type(encoded)(encoded.states, encoded.encode_ms + 300, encoded.cached)
+
+    monkeypatch.setattr(llm._images, "encode", slow)
+    picture = np.zeros((30, 30, 3), np.uint8)
+    ((_, answer),) = llm.chat_many([[user(picture, "Hello")]], max_tokens=2)
+    assert answer["timings"]["image_encode_ms"] >= 300
+    assert answer["timings"]["prompt_ms"] < 300
