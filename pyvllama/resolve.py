@@ -19,19 +19,17 @@ from pyvllama.hub_client import Listing, list_files
 from pyvllama.hub_models import parse_hub_name, pull, pull_mmproj
 from pyvllama.locate import as_path, is_checkpoint, locate
 from pyvllama.model_cache import Entry, ModelCache, Recipe, directory_fingerprint
-from pyvllama.types import Pair
+from pyvllama.types import DEFAULT_MMPROJ_TYPE, DEFAULT_TEXT_TYPE, Pair
 
 if TYPE_CHECKING:
     from pyvllama.conversion.conversion_plan import ConversionPlan
 
-__all__ = ["DEFAULT_TEXT_TYPE", "OLLAMA_PREFIX", "is_model_name", "resolve"]
+__all__ = ["OLLAMA_PREFIX", "is_model_name", "resolve"]
 
 Progress = Callable[[int, int, str], "bool | None"]
 """Called with (bytes done, bytes in all, what is being done) while a checkpoint is converted; False stops it."""
 
 OLLAMA_PREFIX = "ollama:"
-DEFAULT_TEXT_TYPE = "q4_k_m"
-_MMPROJ_TYPE = "q8_0"
 _WEIGHTS = (".safetensors", ".pth")
 
 logger = logging.getLogger("pyvllama")
@@ -143,7 +141,7 @@ class _Maker:
         return self.cache.provide(_ollama_recipe(model, digest), make, self.note)
 
     def _recipe(self, kind: str, source: str, name: str, fingerprint: str) -> Recipe:
-        options = {"text_type": (self.text_type or DEFAULT_TEXT_TYPE).lower(), "mmproj_type": _MMPROJ_TYPE}
+        options = {"text_type": (self.text_type or DEFAULT_TEXT_TYPE).lower(), "mmproj_type": DEFAULT_MMPROJ_TYPE}
         return Recipe(kind, source, name, fingerprint, options)
 
     def _convert(self, recipe: Recipe, src: str) -> Pair:

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from pyvllama.errors import ConfigError
 
-__all__ = ["FinishReason", "Pair", "SamplingParams", "Timings", "Usage"]
+__all__ = ["DEFAULT_MMPROJ_TYPE", "DEFAULT_TEXT_TYPE", "FinishReason", "Pair", "SamplingParams", "Timings", "Usage"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,9 @@ class Pair:
     text: Path
     mmproj: Path
 
+
+DEFAULT_TEXT_TYPE, DEFAULT_MMPROJ_TYPE = "q4_k_m", "q8_0"
+"""What a checkpoint is converted to unless somebody says otherwise."""
 
 FinishReason = str  # "stop": an end token or a stop string; "length": max_tokens or the context is full; "tool_calls"
 

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyvllama.config import MllamaConfig
+from pyvllama.conversion.gguf_tensor import gguf_tensor
 from pyvllama.conversion.ollama_config import ARCHITECTURE
 from pyvllama.conversion.ollama_store import Blob
 from pyvllama.conversion.ollama_tensors import (
@@ -33,9 +33,9 @@ from pyvllama.conversion.output import OutputTensor
 from pyvllama.conversion.policy import MMPROJ_TYPES, TEXT_TYPES, FileType, Role
 from pyvllama.conversion.tensor_map import EMBED_TOKENS, Destination, PlannedTensor, plan
 from pyvllama.conversion.transforms import Index, identity
-from pyvllama.conversion.typed_rows import Slices
+from pyvllama.conversion.typed_rows import constant, typed_rows
 from pyvllama.conversion.writer import TensorSpec
-from pyvllama.errors import CheckpointError, ConfigError, FormatError
+from pyvllama.errors import ConfigError, FormatError
 from pyvllama.gguf_file import GGUFFile, TensorInfo
 
 __all__ = ["OllamaFiles", "OllamaTensors"]
@@ -48,11 +48,6 @@ _GATE_SUM_ERROR = 1e-3
 _SELF_QK = ("self_attn.q_proj.weight", "self_attn.k_proj.weight")
 _GUESSED = 1024
 """LLAMA_FTYPE_GUESSED, for a file type that our tables do not know."""
-
-_SLICE_BYTES = 1 << 24
-"""Rows are copied in slices of about this size."""
-_MAX_GAP = 64
-"""Rows that are read for nothing, at most, beside twice those wanted: more of them are read one by one."""
 
 
 @dataclass(frozen=True)
@@ -116,44 +111,6 @@ _BROKEN = (
 )
 
 
-@dataclass(frozen=True)
-class _Source:
-    """A tensor of a blob, and the rows of it that are wanted."""
-
-    file: GGUFFile
-    info: TensorInfo
-    index: Index
-
-    @property
-    def n_rows(self) -> int:
-        """As the plan counts rows: along the first dimension; a vector is one."""
-        return self.info.shape[0] if len(self.info.shape) > 1 else 1
-
-    def rows(self, index: Index) -> NDArray[np.uint8]:
-        """Bytes of rows, [len(index), bytes of a row]. Read, not mapped: a mapped file counts as memory in use.
-
-        Raises:
-            CheckpointError: the file cannot be read any more.
-        """
-        first, stop = int(index.min()), int(index.max()) + 1
-        if stop - first > 2 * len(index) + _MAX_GAP:
-            return np.concatenate([self._read(int(i), 1) for i in index])
-        span = self._read(first, stop - first)
-        return span if len(index) == len(span) and (np.diff(index) == 1).all() else span[index - first]
-
-    def _read(self, first: int, n: int) -> NDArray[np.uint8]:
-        size = self.info.n_bytes // self.n_rows
-        try:
-            with self.file.path.open("rb") as f:
-                f.seek(self.info.offset + first * size)
-                data = f.read(n * size)
-        except OSError as e:
-            raise CheckpointError(f"{self.file.path} cannot be read: {e.strerror or e}") from e
-        if len(data) != n * size:
-            raise CheckpointError(f"{self.file.path} now ends within {self.info.name}")
-        return np.frombuffer(data, np.uint8).reshape(n, size)
-
-
 @dataclass
 class OllamaTensors:
     """What becomes of each tensor of the blobs."""
@@ -181,7 +138,7 @@ class OllamaTensors:
         if destination is Destination.TEXT:
             factors = self._values(_ROPE_FREQS)
             spec = TensorSpec(_ROPE_FREQS, factors.shape, "f32")
-            tensors.append(OutputTensor(spec, self._origin(_ROPE_FREQS), _constant(factors)))
+            tensors.append(OutputTensor(spec, self._origin(_ROPE_FREQS), constant(factors)))
         return tuple(tensors)
 
     def pairing_hash(self) -> str:
@@ -271,15 +228,15 @@ class OllamaTensors:
     def _output(self, t: PlannedTensor) -> OutputTensor:
         name = self.names[t.hf]
         origin = self._origin(name)
-        info = self._info(name)
+        source = gguf_tensor(self.files.tensors[name], name)
         if t.hf == EMBED_TOKENS and len(t.shape) == 1:
-            row = _Source(self.files.tensors[name], info, t.index)
-            return OutputTensor(TensorSpec(t.name, t.shape, "f32"), origin, _dequantized(row))
+            spec = TensorSpec(t.name, t.shape, "f32")
+            return OutputTensor(spec, origin, typed_rows(source, t.index, spec))
         if t.role is Role.EXACT:
             values = self._gate(name) if gate_kind(t.hf) is GateKind.TANH else self._values(name)
-            return OutputTensor(TensorSpec(t.name, t.shape, "f32"), origin, _constant(values))
-        source = _Source(self.files.tensors[name], info, self._rows(t))
-        return OutputTensor(TensorSpec(t.name, t.shape, info.type), origin, _copied(source))
+            return OutputTensor(TensorSpec(t.name, t.shape, "f32"), origin, constant(values))
+        spec = TensorSpec(t.name, t.shape, source.type)
+        return OutputTensor(spec, origin, typed_rows(source, self._rows(t), spec))
 
     def _gate(self, name: str) -> NDArray[np.float32]:
         value = self._values(name)[0]
@@ -297,33 +254,3 @@ class OllamaTensors:
         if n_head == 0 or (t.hf.startswith("language_model.") and not self.interleaved):
             return t.index
         return unpermute(t.shape[0], n_head)
-
-
-def _constant(values: NDArray[Any]) -> Slices:
-    return lambda _: iter((values,))
-
-
-def _copied(source: _Source) -> Slices:
-    def slices(_: int) -> Iterator[NDArray[Any]]:
-        step = max(1, _SLICE_BYTES * source.n_rows // source.info.n_bytes)
-        for first in range(0, len(source.index), step):
-            yield source.rows(source.index[first : first + step])
-
-    return slices
-
-
-def _dequantized(source: _Source) -> Slices:
-    """One row as float32."""
-
-    def slices(_: int) -> Iterator[NDArray[Any]]:
-        raw = source.rows(source.index)
-        if source.info.type in ("f32", "f16"):
-            yield raw.view("<f4" if source.info.type == "f32" else "<f2").astype(np.float32)
-        elif source.info.type == "bf16":
-            yield (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
-        else:
-            from pyvllama._runtime import native  # noqa: PLC0415  (loads llama.cpp; planning needs none)
-
-            yield native.dequantize(np.ascontiguousarray(raw), source.info.type)
-
-    return slices

@@ -74,7 +74,7 @@ def hf_tensors(text: GGUFFile, mmproj: GGUFFile, config: MllamaConfig, *, dequan
         file = files[t.file]
         name = _source_name(file, t)
         spec = TensorSpec(t.hf, t.hf_shape, _output_type(file, name, t.role, common[t.file]))
-        slices = _slices(file, name, _inverse(file, name, t), spec)
+        slices = _slices(file, name, _inverse(t), spec)
         if t.hf == EMBED_TOKENS and t.name == _EMBEDDING and (missing := t.shape[0] - file.tensors[name].shape[0]):
             image_row = _slices(mmproj, _IMAGE_ROW, np.zeros(missing, dtype=np.int64), spec)
             slices = _chained(_slices(file, name, np.arange(t.shape[0] - missing), spec), image_row)
@@ -146,10 +146,8 @@ _EXACT: dict[str, Callable[[NDArray[np.float32]], bool]] = {
 }
 
 
-def _inverse(file: GGUFFile, name: str, t: PlannedTensor) -> Index:
+def _inverse(t: PlannedTensor) -> Index:
     """Rows of the file's tensor, in the checkpoint's order."""
-    if len(t.hf_shape) > 2:  # GGUF counts rows along the last dimension; those tensors are not rearranged
-        return transforms.identity(file.tensors[name].n_rows)
     return transforms.invert(t.index, t.hf_shape[0] if len(t.hf_shape) > 1 else 1)
 
 

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-
 from pyvllama.config import MllamaConfig, PreprocessorConfig
 from pyvllama.conversion.checkpoint import Checkpoint, to_f32
 from pyvllama.conversion.conversion_plan import ConversionPlan, model_name, n_params
@@ -26,18 +24,15 @@ from pyvllama.conversion.source import find_source
 from pyvllama.conversion.splitting import split_file
 from pyvllama.conversion.tensor_map import Destination, PlannedTensor, plan
 from pyvllama.conversion.type_rules import TypeRules
-from pyvllama.conversion.typed_rows import Slices, typed_rows
+from pyvllama.conversion.typed_rows import constant, typed_rows
 from pyvllama.conversion.vocab import read_vocabulary
 from pyvllama.conversion.writer import Metadata, TensorSpec
 from pyvllama.errors import ConfigError
-from pyvllama.types import Pair
+from pyvllama.types import DEFAULT_MMPROJ_TYPE, DEFAULT_TEXT_TYPE, Pair
 
 __all__ = ["ConversionPlan", "Progress", "convert", "plan_conversion"]
 
 log = logging.getLogger("pyvllama")
-
-DEFAULT_TEXT_TYPE = "q4_k_m"
-DEFAULT_MMPROJ_TYPE = "q8_0"
 
 
 def convert(
@@ -260,7 +255,7 @@ def _output_tensor(
     checkpoint: Checkpoint, t: PlannedTensor, rules: TypeRules, importance: Importance | None
 ) -> OutputTensor:
     if t.values is not None:
-        return OutputTensor(TensorSpec(t.name, t.shape, "f32"), checkpoint.config_file, _constant(t.values))
+        return OutputTensor(TensorSpec(t.name, t.shape, "f32"), checkpoint.config_file, constant(t.values))
     source = checkpoint.tensors[t.hf]
     spec = TensorSpec(t.name, t.shape, rules.type_of(t.name, t.role, t.layer, t.shape[-1], source.type))
     weights = None
@@ -270,10 +265,6 @@ def _output_tensor(
         rules.check_importance(t.name, t.role, spec.type)
     origin = f"{source.path.name}: {source.name}"
     return OutputTensor(spec, origin, typed_rows(source, t.index, spec, weights))
-
-
-def _constant(values: NDArray[Any]) -> Slices:
-    return lambda _: iter((values,))
 
 
 def _pairing_hash(checkpoint: Checkpoint, planned: list[PlannedTensor]) -> str:

@@ -21,6 +21,7 @@ from pyvllama.conversion.typed_rows import typed_rows
 from pyvllama.conversion.writer import TensorSpec
 from pyvllama.errors import ConfigError, FormatError
 from pyvllama.gguf_file import GGUFFile
+from pyvllama.types import DEFAULT_MMPROJ_TYPE, DEFAULT_TEXT_TYPE
 
 __all__ = ["plan_quantization", "quantize"]
 
@@ -91,7 +92,11 @@ def plan_quantization(
     """What `quantize` will write; nothing is written yet. Arguments and errors as there."""
     importance = read_importance(imatrix)
     rules = TypeRules.from_options(
-        text_type or "q4_k_m", mmproj_type or "q8_0", cross_type, tensor_types, has_importance=importance is not None
+        text_type or DEFAULT_TEXT_TYPE,
+        mmproj_type or DEFAULT_MMPROJ_TYPE,
+        cross_type,
+        tensor_types,
+        has_importance=importance is not None,
     )
     outputs: list[OutputFile] = []
     names: list[str] = []

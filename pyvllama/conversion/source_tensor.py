@@ -19,7 +19,17 @@ from numpy.typing import NDArray
 from pyvllama.conversion.transforms import Index
 from pyvllama.errors import CheckpointError
 
-__all__ = ["DTYPES", "INTEGERS", "SourceTensor", "Tensor", "computed_rows", "from_f32", "to_f32"]
+__all__ = [
+    "DTYPES",
+    "INTEGERS",
+    "SourceTensor",
+    "Tensor",
+    "computed_rows",
+    "from_f32",
+    "gather_rows",
+    "read_rows",
+    "to_f32",
+]
 
 DTYPES = {"F32": ("f32", "<f4"), "F16": ("f16", "<f2"), "BF16": ("bf16", "<u2")}
 """safetensors' dtype -> (ggml's name, NumPy's; bfloat16 as its 16 bits)."""
@@ -68,27 +78,51 @@ class SourceTensor(Tensor):
 
     def rows(self, index: Index) -> NDArray[Any]:
         """See `Tensor.rows`."""
-        first, last = int(index.min()), int(index.max())
-        if last - first < 2 * len(index) + 64:
-            block = self.read(first, last - first + 1)
-            if len(index) == len(block) and bool((index == np.arange(first, last + 1)).all()):
-                return block
-            return np.ascontiguousarray(block[index - first])
-        return np.concatenate([self.read(int(i), 1) for i in index])
+        return gather_rows(index, self.read)
 
     def read(self, first: int, count: int) -> NDArray[Any]:
         """Rows that follow one another: [count, n_per_row], as `rows` gives them."""
         dtype = np.dtype(_NUMPY[self.type])
-        row_bytes = self.n_per_row * dtype.itemsize
-        try:
-            with self.path.open("rb") as f:
-                f.seek(self.offset + first * row_bytes)
-                data = np.fromfile(f, dtype=dtype, count=count * self.n_per_row)
-        except OSError as e:
-            raise CheckpointError(f"{self.path}: {self.name} cannot be read: {e.strerror or e}") from e
-        if data.size != count * self.n_per_row:
-            raise CheckpointError(f"{self.path}: the file ends inside {self.name}; it was complete a moment ago")
-        return data.reshape(count, self.n_per_row)
+        return read_rows(self, self.offset, self.n_per_row * dtype.itemsize, first, count).view(dtype)
+
+
+def gather_rows(index: Index, read: Callable[[int, int], NDArray[Any]]) -> NDArray[Any]:
+    """Rows in any order by reads of rows that follow one another.
+
+    Args:
+        index: the rows; those that lie near one another are read together.
+        read: called with the first row and how many.
+    """
+    first, last = int(index.min()), int(index.max())
+    if last - first < 2 * len(index) + 64:
+        block = read(first, last - first + 1)
+        if len(index) == len(block) and bool((index == np.arange(first, last + 1)).all()):
+            return block
+        return np.ascontiguousarray(block[index - first])
+    return np.concatenate([read(int(i), 1) for i in index])
+
+
+def read_rows(tensor: Tensor, offset: int, row_bytes: int, first: int, count: int) -> NDArray[np.uint8]:
+    """Rows that follow one another, as bytes: uint8 [count, row_bytes].
+
+    Args:
+        tensor: its file is read; for messages, too.
+        offset: of its first row, in bytes from the start of the file.
+        row_bytes: of a row.
+        first, count: which rows.
+
+    Raises:
+        CheckpointError: the file cannot be read any more.
+    """
+    try:
+        with tensor.path.open("rb") as f:
+            f.seek(offset + first * row_bytes)
+            data = np.fromfile(f, dtype=np.uint8, count=count * row_bytes)
+    except OSError as e:
+        raise CheckpointError(f"{tensor.path}: {tensor.name} cannot be read: {e.strerror or e}") from e
+    if data.size != count * row_bytes:
+        raise CheckpointError(f"{tensor.path}: the file ends inside {tensor.name}; it was complete a moment ago")
+    return data.reshape(count, row_bytes)
 
 
 _NUMPY = dict((*DTYPES.values(), *INTEGERS.values()))

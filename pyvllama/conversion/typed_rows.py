@@ -13,7 +13,7 @@ from pyvllama.conversion.transforms import Index
 from pyvllama.conversion.writer import TensorSpec
 from pyvllama.errors import CheckpointError
 
-__all__ = ["Slices", "typed_rows"]
+__all__ = ["Slices", "constant", "typed_rows"]
 
 Slices = Callable[[int], Iterator[NDArray[Any]]]
 """Called with a number of threads; gives a tensor's data, piece by piece and in order, as any dtype in C order."""
@@ -46,6 +46,11 @@ def typed_rows(source: Tensor, index: Index, spec: TensorSpec, importance: NDArr
     return slices
 
 
+def constant(values: NDArray[Any]) -> Slices:
+    """The data of a tensor that is no row of any source."""
+    return lambda _: iter((values,))
+
+
 def _convert(
     source: Tensor, rows: NDArray[Any], spec: TensorSpec, importance: NDArray[np.float32] | None, n_threads: int
 ) -> NDArray[Any]:
@@ -54,7 +59,7 @@ def _convert(
         return rows
     from pyvllama._runtime import native  # noqa: PLC0415  (loads llama.cpp; validating a checkpoint needs none)
 
-    n_rows = rows.size // spec.shape[-1] if source.type in _EXPONENTS else rows.shape[0]
+    n_rows = rows.shape[0] * source.n_per_row // spec.shape[-1]
     data = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).reshape(n_rows, -1)
     try:
         return native.convert(data, source.type, spec.type, imatrix=importance, n_threads=n_threads)

@@ -13,7 +13,7 @@ from old_template import OLD
 from tiny_configs import LLAMA3_ROPE
 
 import pyvllama
-from pyvllama.conversion import family_template, ollama_pair
+from pyvllama.conversion import family_template, typed_rows
 from pyvllama.conversion.chat_templates import corrected
 from pyvllama.conversion.ollama_tensors import invert_tanh
 from pyvllama.conversion.output import write_files
@@ -193,7 +193,7 @@ def test_tokens_up_to_the_rows_of_the_embedding(
 def test_rows_in_small_slices_and_a_filler_far_away(
     tiny: tuple[Path, Pair], store: ollama_store.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ollama_pair, "_SLICE_BYTES", 1 << 12)
+    monkeypatch.setattr(typed_rows, "_SLICE_ELEMENTS", 1 << 12)
     checkpoint, expected = tiny
     assert_same(import_model(ollama_store.build(checkpoint, expected, "G3"), store, tmp_path / "small"), expected)
     model = ollama_store.build(checkpoint, expected, "G3")
@@ -213,7 +213,7 @@ def test_a_blob_that_vanishes_while_it_is_copied(
     planned = plan_conversion("ollama:llama3.2-vision", tmp_path / "out")
     blob = store.layer("model")
     blob.rename(blob.with_suffix(".gone"))
-    with pytest.raises(CheckpointError, match=rf"{blob} cannot be read: No such file"):
+    with pytest.raises(CheckpointError, match=rf"{blob}: token_embd.weight cannot be read: No such file"):
         write_files(planned.files)
     assert list((tmp_path / "out").iterdir()) == []
 
