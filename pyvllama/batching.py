@@ -8,12 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pyvllama.context import Context
-from pyvllama.errors import ContextOverflow, VllamaError
+from pyvllama.errors import BackendError, Cancelled, ContextOverflow, VllamaError
 from pyvllama.sampler import Sampled, Sampler
-from pyvllama.session import Cell, Planned, Session
+from pyvllama.session import Cell, Planned, Session, require_room
 from pyvllama.types import FinishReason
 
 __all__ = ["Batcher", "Request"]
+
+_WORTH_WAITING = 16  # positions that another request is about to compute, too
 
 
 @dataclass(eq=False)
@@ -26,6 +28,8 @@ class Request:
         max_tokens: tokens to generate at most; None: until the context is full.
         on_token: called with each token, the end token too; True ends the answer.
         on_end: called once, with how the answer ended or why there is none.
+        on_start: called when it gets its slot; what is computed from then on is its own.
+        reuse: whether what the context holds of the prompt's beginning may be used again.
         n_prompt: positions that were decoded of the prompt, those that others had already left out.
     """
 
@@ -34,6 +38,8 @@ class Request:
     max_tokens: int | None
     on_token: Callable[[Sampled], bool]
     on_end: Callable[[FinishReason | VllamaError], None]
+    on_start: Callable[[], None] = lambda: None
+    reuse: bool = True
     n_prompt: int = 0
     n_tokens: int = 0
 
@@ -47,6 +53,7 @@ class _Slot:
     todo: Sequence[Cell] = ()  # not decoded yet: of the prompt, or the token sampled last
     age: int = 0  # when it was used last, in requests
     paused: bool = False  # until there is room again
+    leader: Request | None = None  # has the same beginning and is at it: wait for that
 
 
 class Batcher:
@@ -54,10 +61,13 @@ class Batcher:
 
     Args:
         context: with as many sequences as there shall be answers at a time.
+        n_prompt_beside: rows of prompts that a step takes while answers are being generated: these go on, at the price
+            of a slower prompt. None: as many as there is room for.
     """
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, n_prompt_beside: int | None = None) -> None:
         self.context = context
+        self._n_prompt_beside = n_prompt_beside or context.n_batch
         self._slots = [_Slot(Session(context, seq)) for seq in range(context.n_seq_max)]
         self._clock = 0
 
@@ -67,9 +77,14 @@ class Batcher:
         return sum(slot.request is None for slot in self._slots)
 
     @property
+    def n_active(self) -> int:
+        """Requests that have a slot."""
+        return len(self._slots) - self.n_free
+
+    @property
     def is_idle(self) -> bool:
         """Whether there is nothing to do."""
-        return self.n_free == len(self._slots)
+        return self.n_active == 0
 
     def start(self, request: Request) -> None:
         """Give a request a slot; one must be free. What another slot holds of its beginning is used again.
@@ -77,20 +92,34 @@ class Batcher:
         Raises:
             ContextOverflow: its prompt is longer than the whole context. PromptError: it is empty.
         """
-        self._slots[0].session.require_room(len(request.prompt))
+        require_room(len(request.prompt), self.context.n_ctx)
         self._clock += 1
-        free = sorted((s for s in self._slots if s.request is None), key=lambda s: s.age)
-        donor = max(self._slots, key=lambda s: (s.session.common_prefix(request.prompt), s.request is None))
-        n = donor.session.common_prefix(request.prompt)
-        if n == 0 or donor.request is None:
-            slot = donor if n else free[0]
-        else:
-            slot = free[0]
+        donor, n = self._donor(request)
+        slot = self._place(donor, n)
+        if donor is not slot and n:
             slot.session.adopt(donor.session, n)
         slot.session.truncate(n)
         slot.request, slot.age = request, self._clock
         slot.todo = request.prompt[n:]
+        slot.leader = self._leader(slot) if request.reuse else None
         request.n_prompt = len(slot.todo)
+        request.on_start()
+
+    def cancel(self, request: Request) -> bool:
+        """End a request with Cancelled, if it has a slot; what was computed for it can be used again."""
+        for slot in self._slots:
+            if slot.request is request:
+                self._end(slot, Cancelled("the request was cancelled"))
+                return True
+        return False
+
+    def fail(self, failure: VllamaError) -> None:
+        """End all requests: the context cannot go on with them."""
+        for slot in self._slots:
+            if slot.request is not None:
+                slot.paused = False
+                self._end(slot, failure)
+            slot.session.truncate(0)
 
     def step(self) -> None:
         """Decode one batch and sample from it.
@@ -122,11 +151,61 @@ class Batcher:
                 slot.request = None
             slot.session.close()
 
+    def _donor(self, request: Request) -> tuple[_Slot, int]:
+        """The slot that holds most of a prompt's beginning, and how many positions."""
+        if not request.reuse:
+            return self._slots[0], 0
+        common = [(slot.session.common_prefix(request.prompt), slot.request is None) for slot in self._slots]
+        best = max(range(len(common)), key=lambda i: common[i])
+        return self._slots[best], common[best][0]
+
+    def _place(self, donor: _Slot, n: int) -> _Slot:
+        """A free slot: the donor's own if nothing is lost there, else the one that was not used for longest."""
+        free = sorted((s for s in self._slots if s.request is None), key=lambda s: (s.session.n_past > 0, s.age))
+        if n and donor.request is None and (len(free) == 1 or donor.session.n_past <= n + 1):
+            return donor
+        return next((s for s in free if s is not donor or n == 0), free[0])
+
+    def _leader(self, slot: _Slot) -> Request | None:
+        """A request that is at the same beginning, and nearer to its end than we are."""
+        request = slot.request
+        assert request is not None
+        best, most = None, slot.session.n_past + _WORTH_WAITING
+        for other in self._slots:
+            if other.request is None or other is slot or other.paused or not other.request.reuse:
+                continue
+            n = _n_common(other.request.prompt, request.prompt)
+            if n >= most and other.session.n_past < n:
+                best, most = other.request, n + 1
+        return best
+
+    def _follow(self, slot: _Slot) -> bool:
+        """Whether a slot with a leader must wait; if the leader is through, its beginning is taken over."""
+        leader = next((s for s in self._slots if s.request is slot.leader and not s.paused), None)
+        request = slot.request
+        assert request is not None
+        if leader is None:  # it has ended, or was put off
+            slot.leader = None
+            return False
+        n = _n_common(leader.session.cells, request.prompt)
+        if n == leader.session.n_past and len(leader.todo) > 1:
+            return True
+        slot.leader = None
+        if n > slot.session.n_past:
+            request.n_prompt -= n - slot.session.n_past
+            slot.session.adopt(leader.session, n)
+            slot.todo = request.prompt[n:]
+        return False
+
     def _plan(self) -> list[tuple[_Slot, Planned]]:
         """The rows of the next batch: of those who generate first, then of prompts, older ones first."""
         planned: list[tuple[_Slot, Planned]] = []
-        room = self.context.n_batch
         active = [s for s in self._slots if s.request is not None and not s.paused]
+        active = [s for s in active if s.leader is None or not self._follow(s)]
+        n_generating = sum(len(s.todo) == 1 for s in active)
+        room = self.context.n_batch
+        if n_generating:
+            room = min(room, n_generating + self._n_prompt_beside)
         for slot in sorted(active, key=lambda s: (len(s.todo) > 1, s.age)):
             cells = slot.todo[:room]
             if not cells:
@@ -166,9 +245,14 @@ class Batcher:
     def _sample(self, slot: _Slot, row: int) -> None:
         request = slot.request
         assert request is not None
-        sampled = request.sampler.sample(self.context, row)
-        request.n_tokens += 1
-        if request.on_token(sampled) or sampled.token in self.context.model.tokenizer.eog:
+        try:
+            sampled = request.sampler.sample(self.context, row)
+            request.n_tokens += 1
+            is_end = request.on_token(sampled)
+        except Exception as e:
+            self._end(slot, e if isinstance(e, VllamaError) else BackendError(f"the answer failed: {e!r}"))
+            return
+        if is_end or sampled.token in self.context.model.tokenizer.eog:
             self._end(slot, "stop")
         elif request.n_tokens == request.max_tokens or slot.session.n_left < 1:
             self._end(slot, "length")
@@ -176,9 +260,20 @@ class Batcher:
             slot.todo = (Cell(sampled.token),)
 
     def _end(self, slot: _Slot, how: FinishReason | VllamaError) -> None:
-        request, slot.request, slot.todo = slot.request, None, ()
+        request, slot.request, slot.todo, slot.leader = slot.request, None, (), None
+        slot.paused = False
         assert request is not None
         request.sampler.close()
         if paused := [s for s in self._slots if s.paused]:
             min(paused, key=lambda s: s.age).paused = False
         request.on_end(how)
+
+
+def _n_common(a: Sequence[Cell], b: Sequence[Cell]) -> int:
+    """Cells that both begin with; never all of b, whose last is decoded for its logits."""
+    n = 0
+    for x, y in zip(a, b[:-1], strict=False):
+        if x != y:
+            break
+        n += 1
+    return n

@@ -1,9 +1,8 @@
 """Answers in OpenAI's shapes: `chat.completion` and its chunks, with log-probabilities and tool calls."""
 
-import itertools
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,52 +53,71 @@ class Completion:
         self._n = options.n
         self._logprobs = options.params.top_logprobs is not None
         self._tools = tool_names(options.tools)
+        self._held: dict[int, str] = {}  # by choice: what may become a tool call
+        self._holding: dict[int, bool] = {}
+        self._n_ended = 0
         self.dropped_turns: int | None = None
 
     def whole(self, deltas: Iterable[Delta]) -> dict[str, Any]:
-        """The `chat.completion` object, once all pieces are there."""
-        choices = []
-        for index, group in itertools.groupby(deltas, key=lambda delta: delta.choice):
-            pieces = list(group)
-            text = "".join(piece.text for piece in pieces)
-            reason = pieces[-1].finish_reason
-            message: dict[str, Any] = {"role": "assistant", "content": text}
-            if calls := find_tool_calls(text, self._tools):
-                message, reason = {"role": "assistant", "content": None, "tool_calls": calls}, "tool_calls"
-            sampled = [token for piece in pieces for token in piece.sampled]
-            choices.append(
-                {"index": index, "message": message, "finish_reason": reason, "logprobs": self._log(sampled)}
-            )
-        return {**self._object("chat.completion", choices), **self._costs()}
+        """The `chat.completion` object, once all pieces are there; those of several answers may be mixed."""
+        pieces: list[list[Delta]] = [[] for _ in range(self._n)]
+        for delta in deltas:
+            pieces[delta.choice].append(delta)
+        choices = [self._choice(index, found) for index, found in enumerate(pieces) if found]
+        return {**self._object("chat.completion", choices), **self.costs()}
 
     def chunks(self, deltas: Iterable[Delta]) -> Iterator[dict[str, Any]]:
-        """`chat.completion.chunk` objects, as the pieces come.
+        """`chat.completion.chunk` objects, as the pieces come; see `chunks_of`."""
+        yield self.begin(0)
+        for delta in deltas:
+            yield from self.chunks_of(delta)
+
+    def begin(self, choice: int) -> dict[str, Any]:
+        """The first chunk of a choice; `chunks_of` gives it, too, if nobody has asked for it before."""
+        self._held[choice] = ""
+        self._holding[choice] = bool(self._tools)
+        return self._chunk(choice, {"role": "assistant", "content": ""})
+
+    def chunks_of(self, delta: Delta) -> list[dict[str, Any]]:
+        """The `chat.completion.chunk` objects for the next piece.
 
         The first of each choice has the role, the last of each its `finish_reason`, the last of all `usage` and
         `timings`. Where tools may be called, a beginning that may become a call is held back until it is clear.
         """
-        pieces = iter(deltas)
-        for index in range(self._n):
-            yield self._chunk(index, {"role": "assistant", "content": ""})
-            held = ""
-            holding = bool(self._tools)
-            reason: FinishReason | None = None
-            while reason is None:
-                piece = next(pieces)
-                held += piece.text
-                reason = piece.finish_reason
-                holding = holding and may_be_call(held)
-                shown = "" if holding else held
-                if shown or (piece.sampled and self._logprobs):
-                    yield self._chunk(index, {"content": shown}, logprobs=self._log(piece.sampled))
-                held = held[len(shown) :]
-            if calls := find_tool_calls(held, self._tools):
-                yield self._chunk(index, {"tool_calls": [{"index": i, **call} for i, call in enumerate(calls)]})
-                reason = "tool_calls"
-            elif held:
-                yield self._chunk(index, {"content": held})
-            last = self._chunk(index, {}, reason)
-            yield last if index + 1 < self._n else {**last, **self._costs()}
+        index, reason = delta.choice, delta.finish_reason
+        chunks = []
+        if index not in self._held:
+            chunks.append(self.begin(index))
+        held = self._held[index] + delta.text
+        self._holding[index] = self._holding[index] and may_be_call(held)
+        shown = "" if self._holding[index] else held
+        if shown or (delta.sampled and self._logprobs):
+            chunks.append(self._chunk(index, {"content": shown}, logprobs=self._log(delta.sampled)))
+        held = self._held[index] = held[len(shown) :]
+        if reason is None:
+            return chunks
+        if calls := find_tool_calls(held, self._tools):
+            chunks.append(self._chunk(index, {"tool_calls": [{"index": i, **call} for i, call in enumerate(calls)]}))
+            reason = "tool_calls"
+        elif held:
+            chunks.append(self._chunk(index, {"content": held}))
+        self._n_ended += 1
+        last = self._chunk(index, {}, reason)
+        return [*chunks, last if self._n_ended < self._n else {**last, **self.costs()}]
+
+    def costs(self) -> dict[str, Any]:
+        """`usage` and `timings` so far, and `dropped_turns` where turns may have been."""
+        costs: dict[str, Any] = {"usage": self._usage.as_dict(), "timings": self._timings.as_dict()}
+        return costs if self.dropped_turns is None else {**costs, "dropped_turns": self.dropped_turns}
+
+    def _choice(self, index: int, pieces: Sequence[Delta]) -> dict[str, Any]:
+        text = "".join(piece.text for piece in pieces)
+        reason = pieces[-1].finish_reason
+        message: dict[str, Any] = {"role": "assistant", "content": text}
+        if calls := find_tool_calls(text, self._tools):
+            message, reason = {"role": "assistant", "content": None, "tool_calls": calls}, "tool_calls"
+        sampled = [token for piece in pieces for token in piece.sampled]
+        return {"index": index, "message": message, "finish_reason": reason, "logprobs": self._log(sampled)}
 
     def _object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {"id": self._head["id"], "object": kind, **self._head, "choices": choices}
@@ -109,10 +127,6 @@ class Completion:
     ) -> dict[str, Any]:
         choice = {"index": index, "delta": delta, "finish_reason": reason, "logprobs": logprobs}
         return self._object("chat.completion.chunk", [choice])
-
-    def _costs(self) -> dict[str, Any]:
-        costs: dict[str, Any] = {"usage": self._usage.as_dict(), "timings": self._timings.as_dict()}
-        return costs if self.dropped_turns is None else {**costs, "dropped_turns": self.dropped_turns}
 
     def _log(self, sampled: Iterable[Sampled]) -> dict[str, Any] | None:
         """OpenAI's `logprobs` object; None if nobody asked."""

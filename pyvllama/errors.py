@@ -13,7 +13,9 @@
     ├── PromptError          messages that make no prompt
     │   └── ContextOverflow  a prompt longer than the context
     ├── BackendError         llama.cpp or the extension failed while computing
+    ├── QueueFull            as many requests wait as may: try again later
     └── Cancelled            a callback asked to stop
+        └── DeadlineExceeded the time that a request may take has passed
 
 A message says what is wrong, where (file, key, tensor, pixel size) and what to do about it. The C++ extension raises
 these same classes.
@@ -25,12 +27,14 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "ContextOverflow",
+    "DeadlineExceeded",
     "FormatError",
     "ImageError",
     "ImageFetchRefused",
     "ImageTooLarge",
     "ModelNotFound",
     "PromptError",
+    "QueueFull",
     "VllamaError",
 ]
 
@@ -79,5 +83,13 @@ class BackendError(VllamaError):
     """A computation that failed inside llama.cpp or the extension."""
 
 
+class QueueFull(VllamaError):
+    """A request for which there is no room among those that wait."""
+
+
 class Cancelled(VllamaError):
     """A computation that was stopped by its caller."""
+
+
+class DeadlineExceeded(Cancelled):
+    """A request that took longer than it may."""

@@ -20,7 +20,6 @@ from pyvllama.generation import generate
 from pyvllama.grammar import Constraint
 from pyvllama.image.source import load_image
 from pyvllama.image.tiling import preprocess
-from pyvllama.image_store import ImageStore
 from pyvllama.many import Many
 from pyvllama.model import Model
 from pyvllama.prompt_cells import read_prompt, without_oldest_turns
@@ -43,13 +42,11 @@ class LLM:
     raises BackendError. A stream that is still open when another call begins ends with BackendError.
     """
 
-    def __init__(
-        self, model: Model, params: ContextParams, image_cache_bytes: int, image_store: ImageStore | None = None
-    ) -> None:
+    def __init__(self, model: Model, params: ContextParams, images: VisionCache) -> None:
         self.model = model
         self._params = params
         self._session = Session(Context(model, params))
-        self._images = VisionCache(model, image_cache_bytes, image_store)
+        self._images = images
         self._cancelled = False
         self._turn = 0  # of the call that may use the session
         self._lock = threading.Lock()  # held while llama.cpp computes

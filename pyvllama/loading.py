@@ -1,6 +1,9 @@
 """From what a user calls a model to a loaded LLM: `pyvllama.load`."""
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 from pyvllama._runtime import default_n_threads
 from pyvllama.context import MAX_N_THREADS, ContextParams
@@ -9,8 +12,11 @@ from pyvllama.image_store import ImageStore
 from pyvllama.llm import LLM, Progress
 from pyvllama.model import Model
 from pyvllama.resolve import resolve
+from pyvllama.vision_cache import VisionCache
 
-__all__ = ["DEFAULT_N_CTX", "load"]
+__all__ = ["DEFAULT_N_CTX", "load", "load_as"]
+
+T = TypeVar("T")
 
 DEFAULT_N_CTX = 4096
 DEFAULT_IMAGE_CACHE_BYTES = 512 << 20
@@ -69,6 +75,46 @@ def load(
         ConfigError: an option out of range.
         BackendError: too little memory, or llama.cpp failed otherwise.
     """
+    return _load(LLM, **locals())
+
+
+def load_as(
+    make: Callable[[Model, ContextParams, VisionCache], T],
+    model: str | Path | None = None,
+    mmproj: str | Path | None = None,
+    **options: Any,
+) -> T:
+    """As `load`, into something else than an LLM.
+
+    Args:
+        make: from the loaded model, the sizes of a context, and the cache of its images; owns the model from then on.
+        model, mmproj, options: as of `load`.
+    """
+    given = inspect.signature(load).bind(model, mmproj, **options)
+    given.apply_defaults()
+    return _load(make, **given.arguments)
+
+
+def _load(
+    make: Callable[[Model, ContextParams, VisionCache], T],
+    model: str | Path | None,
+    mmproj: str | Path | None,
+    text_type: str | None,
+    n_ctx: int,
+    n_batch: int,
+    n_ubatch: int,
+    n_threads: int | None,
+    n_gpu_layers: int,
+    kv_type: str,
+    cross_kv_type: str,
+    flash_attn: bool | None,
+    use_mmap: bool,
+    repack: bool,
+    image_cache_bytes: int,
+    image_cache_dir: str | Path | None,
+    image_cache_disk_bytes: int,
+    progress: Progress | None,
+) -> T:
     if n_threads is not None and not 1 <= n_threads <= MAX_N_THREADS:
         raise ConfigError(f"n_threads must be between 1 and {MAX_N_THREADS}, not {n_threads}")
     counted = None if progress is None else (lambda done, total, _: progress(done / max(total, 1)))
@@ -95,7 +141,7 @@ def load(
     )
     try:
         store = None if image_cache_dir is None else ImageStore(loaded, image_cache_dir, image_cache_disk_bytes)
-        return LLM(loaded, params, image_cache_bytes, store)
+        return make(loaded, params, VisionCache(loaded, image_cache_bytes, store))
     except BaseException:
         loaded.close()
         raise

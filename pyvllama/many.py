@@ -1,20 +1,19 @@
 """Many conversations through one batch: `LLM.chat_many`."""
 
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from pyvllama.answer_text import AnswerText
-from pyvllama.batching import Batcher, Request
+from pyvllama.batching import Batcher
 from pyvllama.chat_options import ChatOptions
 from pyvllama.completion import Completion, Delta
 from pyvllama.context import Context, ContextParams
 from pyvllama.errors import BackendError, Cancelled, ConfigError, VllamaError
 from pyvllama.model import Model
 from pyvllama.prompt_cells import read_prompt
-from pyvllama.sampler import Sampled, Sampler
-from pyvllama.types import FinishReason, Timings, Usage
+from pyvllama.running import Running
+from pyvllama.sampler import Sampler
+from pyvllama.types import Timings, Usage
 from pyvllama.vision_cache import VisionCache
 
 __all__ = ["Many"]
@@ -65,58 +64,27 @@ class Many:
             context.close()
 
     def _start(self, batcher: Batcher, index: int, messages: Conversation) -> None:
-        answer = _Running(self._model, self._options)
+        timings, usage, deltas = Timings(), Usage(), list[Delta]()
+        completion = Completion(self._model.name, self._model.tokenizer, timings, usage, self._options)
+
+        def receive(piece: Delta | VllamaError) -> None:
+            if isinstance(piece, VllamaError):
+                self._ended.append((index, piece))
+                return
+            deltas.append(piece)
+            if piece.finish_reason is not None:
+                self._ended.append((index, completion.whole(deltas)))
+
         try:
-            prompt = read_prompt(self._model, self._images, messages, answer.timings, tools=self._options.tools)
+            prompt = read_prompt(self._model, self._images, messages, timings, tools=self._options.tools)
             sampler = Sampler(self._model, self._options.params, self._options.constraint)
-            answer.usage.prompt_tokens = len(prompt)
-            request = Request(
-                prompt,
-                sampler,
-                self._options.params.max_tokens,
-                answer.take,
-                lambda how: self._ended.append((index, answer.end(how))),
+            usage.prompt_tokens = len(prompt)
+            params = self._options.params
+            running = Running(
+                prompt, sampler, params.max_tokens, self._model.tokenizer, params.stop, 0, timings, usage, receive
             )
-            batcher.start(request)
-            answer.begin()
-            answer.timings.prompt_n = request.n_prompt
+            batcher.start(running.request)
         except _ALL_OF_US:
             raise
         except VllamaError as e:
             self._ended.append((index, e))
-
-
-class _Running:
-    """An answer while it is generated."""
-
-    def __init__(self, model: Model, options: ChatOptions) -> None:
-        self.timings, self.usage = Timings(), Usage()
-        self._completion = Completion(model.name, model.tokenizer, self.timings, self.usage, options)
-        self._text = AnswerText(model.tokenizer, options.params.stop)
-        self._deltas: list[Delta] = []
-        self._mark = 0.0
-
-    def begin(self) -> None:
-        """The prompt is being computed from now on; its pictures are encoded."""
-        self._mark = time.perf_counter()
-
-    def take(self, sampled: Sampled) -> bool:
-        """A token; True if the answer ends with it."""
-        now = time.perf_counter()
-        elapsed, self._mark = 1000 * (now - self._mark), now
-        if self.usage.completion_tokens == 0:
-            self.timings.prompt_ms = elapsed
-        else:
-            self.timings.predicted_ms += elapsed
-        self.usage.completion_tokens += 1
-        self.timings.predicted_n += 1
-        self._deltas.append(self._text.take(sampled))
-        return self._deltas[-1].finish_reason is not None
-
-    def end(self, how: FinishReason | VllamaError) -> dict[str, Any] | VllamaError:
-        """The whole answer, or why there is none."""
-        if isinstance(how, VllamaError):
-            return how
-        if not self._deltas or self._deltas[-1].finish_reason is None:
-            self._deltas.append(self._text.end(how))
-        return self._completion.whole(self._deltas)

@@ -11,7 +11,7 @@ from pyvllama.context import Context, Row
 from pyvllama.errors import ContextOverflow, PromptError
 from pyvllama.image_groups import image_groups, next_group
 
-__all__ = ["Cell", "Planned", "Session"]
+__all__ = ["Cell", "Planned", "Session", "require_room"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class Session:
             ContextOverflow: the prompt has more positions than the context; nothing has changed.
             BackendError, KeyboardInterrupt: see `Context.decode`; what was decoded before stays valid.
         """
-        self.require_room(len(prompt))
+        require_room(len(prompt), self.context.n_ctx)
         same = self.common_prefix(prompt)
         self.truncate(same)
         for _ in self._extend(prompt[same:]):
@@ -159,7 +159,7 @@ class Session:
         Yields:
             float32 [number of rows in the batch, n_tokens of the vocabulary], at most n_batch rows.
         """
-        self.require_room(len(prompt))
+        require_room(len(prompt), self.context.n_ctx)
         self.truncate(0)
         yield from self._extend(prompt, rows, collect=True)
 
@@ -168,24 +168,10 @@ class Session:
 
         For collectors: of rows whose logits nobody wants, llama.cpp leaves out a part of the last layer.
         """
-        self.require_room(len(prompt))
+        require_room(len(prompt), self.context.n_ctx)
         self.truncate(0)
         for _ in self._extend(prompt, range(len(prompt))):
             pass
-
-    def require_room(self, n: int) -> None:
-        """Refuse a prompt of n positions that cannot be read.
-
-        Raises:
-            PromptError: an empty one. ContextOverflow: one longer than the context.
-        """
-        if n == 0:
-            raise PromptError("the prompt is empty")
-        if n > self.context.n_ctx:
-            raise ContextOverflow(
-                f"the prompt has {n} tokens, the context {self.context.n_ctx}: shorten the conversation or load the "
-                "model with a larger n_ctx (--ctx-size)"
-            )
 
     def truncate(self, n: int) -> None:
         """Forget all positions from n on."""
@@ -227,3 +213,18 @@ class Session:
             logits = self.context.decode(planned.rows, collect=collect)
             self.commit(planned)
             yield logits
+
+
+def require_room(n: int, n_ctx: int) -> None:
+    """Refuse a prompt of n positions that cannot be read.
+
+    Raises:
+        PromptError: an empty one. ContextOverflow: one longer than the context.
+    """
+    if n == 0:
+        raise PromptError("the prompt is empty")
+    if n > n_ctx:
+        raise ContextOverflow(
+            f"the prompt has {n} tokens, the context {n_ctx}: shorten the conversation or load the "
+            "model with a larger n_ctx (--ctx-size)"
+        )

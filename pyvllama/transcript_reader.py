@@ -12,7 +12,7 @@ from pyvllama.context import Context, ContextParams
 from pyvllama.generation import generate
 from pyvllama.image.source import load_image
 from pyvllama.model import Model
-from pyvllama.session import Cell, Session
+from pyvllama.session import Cell, Session, require_room
 from pyvllama.transcripts import Transcript, located, read_transcripts
 from pyvllama.types import Pair, SamplingParams, Timings
 from pyvllama.vision_cache import VisionCache
@@ -76,7 +76,7 @@ class TranscriptReader:
         found = [t for item in items for t in read_transcripts(item, self.model, chunk_tokens)]
         for transcript in found:
             with located(transcript.where):
-                self.session.require_room(len(transcript.token_ids))
+                require_room(len(transcript.token_ids), self.session.context.n_ctx)
                 for slot in transcript.images:
                     if not str(slot.source).lower().startswith(("http:", "https:")):
                         load_image(slot.source)

@@ -14,6 +14,13 @@ from pyvllama import errors
 
 MODULES = sorted(m.name for m in pkgutil.walk_packages(pyvllama.__path__, "pyvllama.") if m.name != "pyvllama._native")
 
+PROGRAMS = {"pyvllama.cli", "pyvllama.cli.chat", "pyvllama.integrations"} | {
+    name
+    for name in MODULES
+    if name.startswith("pyvllama.server") and hasattr(importlib.import_module(name), "__path__")
+}
+"""Packages that are no face of anything: their modules are imported by name."""
+
 
 def order(name: str) -> tuple[int, str]:
     """Constants, then classes, then the rest: the order that ruff's RUF022 keeps."""
@@ -23,7 +30,7 @@ def order(name: str) -> tuple[int, str]:
 @pytest.mark.parametrize("name", ["pyvllama", *MODULES])
 def test_all_is_sorted_and_importable(name):
     module = importlib.import_module(name)
-    if name in ("pyvllama.cli", "pyvllama.cli.chat", "pyvllama.integrations"):
+    if name in PROGRAMS:
         assert not hasattr(module, "__all__")
         return
     assert sorted(set(module.__all__), key=order) == list(module.__all__)
@@ -108,6 +115,26 @@ def no_checkpoint(tmp_path):
     return tmp_path
 
 
+def serve(pair, *, max_queue=None, deadline_s=None):
+    """Two requests at a server's model with one slot; raises what the second one meets."""
+    import asyncio
+
+    from pyvllama.chat_options import ChatOptions
+    from pyvllama.server.served_model import ServedModel
+
+    async def ask():
+        model = ServedModel.load("x", pair.text, pair.mmproj, n_ctx=64, n_threads=1, n_slots=1, max_queue=max_queue)
+        options = ChatOptions.from_options(model.model.sampling_defaults, {"max_tokens": 1})
+        try:
+            for _ in range(2):
+                answer = await model.chat(user(type="text", text="Hi"), options, deadline_s=deadline_s)
+            await answer.whole()
+        finally:
+            await model.close()
+
+    asyncio.run(ask())
+
+
 RAISED_BY = {
     "ConfigError": lambda llm, pair, tmp: llm.chat(user(type="text", text="Hi"), temperature=-1),
     "CheckpointError": lambda llm, pair, tmp: pyvllama.convert(no_checkpoint(tmp), tmp / "out"),
@@ -119,6 +146,8 @@ RAISED_BY = {
     "PromptError": lambda llm, pair, tmp: llm.chat([]),
     "ContextOverflow": lambda llm, pair, tmp: llm.chat(user(type="text", text="word " * 500)),
     "BackendError": lambda llm, pair, tmp: closed(pair).chat(user(type="text", text="Hi")),
+    "QueueFull": lambda llm, pair, tmp: serve(pair, max_queue=0),
+    "DeadlineExceeded": lambda llm, pair, tmp: serve(pair, deadline_s=1e-6),
     "Cancelled": lambda llm, pair, tmp: pyvllama.load(pair.text, pair.mmproj, progress=lambda fraction: False),
 }
 

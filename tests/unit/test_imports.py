@@ -37,7 +37,8 @@ LAYERS = [
     ["session", "sampler"],
     ["chat_options", "prompt_cells", "batching", "session_file"],
     ["generation", "completion", "chats_file", "divergence"],
-    ["answer_text"],
+    ["answer_text", "engine"],
+    ["running"],
     ["many"],
     ["transcripts"],
     ["transcript_reader"],
@@ -49,6 +50,7 @@ LAYERS = [
     ["llm"],
     ["loading"],
     ["imatrix", "evaluation", "async_llm", "integrations."],
+    ["server."],
     [""],
     ["cli."],
 ]
@@ -65,8 +67,9 @@ THIRD_PARTY = {
     "rich": ["cli.ui"],
     "prompt_toolkit": ["cli.chat."],
     "PIL": ["image.", "vision_cache", "integrations.image_ids", "cli.chat."],
+    "starlette": ["server."],
     "llm": ["integrations.llm_plugin"],
-    "pydantic": ["integrations.llm_plugin"],
+    "pydantic": ["integrations.llm_plugin", "server."],
     "numpy": [
         *("_runtime", "gguf_file", "image.", "conversion.", "model", "context", "sampler", "session", "llm"),
         *("divergence", "evaluation", "transcript_reader", "async_llm"),

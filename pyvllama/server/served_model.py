@@ -1,0 +1,210 @@
+"""A loaded model with the engine that answers for it, for asyncio."""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pyvllama.chat_options import ChatOptions
+from pyvllama.context import Context, ContextParams
+from pyvllama.engine import Engine
+from pyvllama.errors import BackendError, DeadlineExceeded, QueueFull
+from pyvllama.image.limits import ImageLimits
+from pyvllama.loading import load_as
+from pyvllama.model import Model
+from pyvllama.prompt_cells import (
+    ReadPrompt,
+    read_messages_and_pictures,
+    read_text_and_pictures,
+    without_oldest_turns,
+)
+from pyvllama.sampler import Sampler
+from pyvllama.server.answer import Answer
+from pyvllama.vision_cache import VisionCache
+
+__all__ = ["ServedModel"]
+
+_N_READERS = 4
+_DEFAULT_LIMITS = ImageLimits()
+
+
+class ServedModel:
+    """A pair, its context of several sequences, and the threads that feed it. `close` is idempotent.
+
+    Prompts are read (rendered, pictures fetched and decoded) on some threads, pictures are encoded on another one, one
+    at a time and beside the engine's.
+
+    Args:
+        name: what it is asked for by.
+        model: loaded; closed with this.
+        params: of the context; n_seq_max answers are generated at a time, and share n_ctx positions.
+        images: the cache that encodes.
+        max_queue: requests that may wait beside those n_seq_max.
+
+    Attributes:
+        load_ms: what loading took.
+        n_bytes: of its two files.
+    """
+
+    def __init__(
+        self, name: str, model: Model, params: ContextParams, images: VisionCache, *, max_queue: int | None = None
+    ) -> None:
+        self.name, self.model, self.images = name, model, images
+        self.load_ms = 0.0
+        self.n_bytes = sum(path.stat().st_size for path in (model.text_path, model.mmproj_path))
+        context = Context(model, params)
+        self.n_ctx = context.n_ctx
+        self.engine = Engine(context)
+        self._max_open = None if max_queue is None else params.n_seq_max + max_queue
+        self._n_open = 0
+        self._readers = ThreadPoolExecutor(_N_READERS, thread_name_prefix="pyvllama-read")
+        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="pyvllama-encode")
+        self._is_closed = False
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        model: str | Path | None,
+        mmproj: str | Path | None = None,
+        *,
+        n_slots: int = 4,
+        max_queue: int | None = None,
+        **options: Any,
+    ) -> "ServedModel":
+        """Load a model; as `pyvllama.load` beside n_slots, the answers at a time, and max_queue."""
+        start = time.perf_counter()
+
+        def make(loaded: Model, params: ContextParams, images: VisionCache) -> "ServedModel":
+            return cls(name, loaded, replace(params, n_seq_max=n_slots), images, max_queue=max_queue)
+
+        served = load_as(make, model, mmproj, **options)
+        served.load_ms = 1000 * (time.perf_counter() - start)
+        return served
+
+    @property
+    def n_slots(self) -> int:
+        """Answers that are generated at a time."""
+        return self.engine.n_slots
+
+    @property
+    def n_open(self) -> int:
+        """Requests that have not ended, those that wait among them."""
+        return self._n_open
+
+    async def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        options: ChatOptions,
+        *,
+        limits: ImageLimits = _DEFAULT_LIMITS,
+        reuse: bool = True,
+        deadline_s: float | None = None,
+        context_shift: bool = False,
+        name: str | None = None,
+    ) -> Answer:
+        """Answer a conversation. All that is wrong with the request itself shows here, before the first piece.
+
+        Args:
+            messages: see `LLM.chat`.
+            options: see `ChatOptions`.
+            limits: on the pictures.
+            reuse: whether positions that the context holds already may be used again.
+            deadline_s: for all of it, from now on.
+            context_shift: see `LLM.chat`.
+            name: what the answer calls the model, if not as this does.
+
+        Raises:
+            PromptError, ContextOverflow, ImageError, ConfigError: as `LLM.chat`. QueueFull: too many wait already.
+            BackendError: the model is closed.
+        """
+        dropped: list[int] = []
+
+        def read() -> ReadPrompt:
+            kept = messages
+            if context_shift:
+                kept, n = without_oldest_turns(
+                    self.model, messages, self.n_ctx, options.params.max_tokens, tools=options.tools
+                )
+                dropped.append(n)
+            return read_messages_and_pictures(self.model, kept, tools=options.tools, limits=limits, n_ctx=self.n_ctx)
+
+        answer = await self._open(read, options, reuse, deadline_s, name)
+        answer.completion.dropped_turns = dropped[0] if dropped else None
+        return answer
+
+    async def complete(
+        self,
+        prompt: str | Sequence[int],
+        options: ChatOptions,
+        *,
+        images: Sequence[Any] = (),
+        limits: ImageLimits = _DEFAULT_LIMITS,
+        reuse: bool = True,
+        deadline_s: float | None = None,
+        name: str | None = None,
+    ) -> Answer:
+        """Go on with a text, or token ids, without a template; see `read_text_and_pictures`. As `chat` otherwise."""
+
+        def read() -> ReadPrompt:
+            return read_text_and_pictures(self.model, prompt, images, limits=limits, n_ctx=self.n_ctx)
+
+        return await self._open(read, options, reuse, deadline_s, name)
+
+    async def close(self) -> None:
+        """End everything with Cancelled and free the model."""
+        if not self._is_closed:
+            self._is_closed = True
+            await asyncio.to_thread(self._close)
+
+    def _close(self) -> None:
+        self._readers.shutdown(cancel_futures=True)
+        self.engine.close()
+        self._encoder.shutdown(cancel_futures=True)
+        self.images.clear()
+        self.model.close()
+
+    async def _open(
+        self,
+        read: Callable[[], ReadPrompt],
+        options: ChatOptions,
+        reuse: bool,
+        deadline_s: float | None,
+        name: str | None,
+    ) -> Answer:
+        if self._is_closed:
+            raise BackendError("the model is closed")
+        if self._max_open is not None and self._n_open >= self._max_open:
+            raise QueueFull(f"{self._n_open} requests are being answered or wait: try again later")
+        self._n_open += 1
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        try:
+            reading = loop.run_in_executor(self._readers, self._prepared, read, options)
+            prompt, samplers = await asyncio.wait_for(reading, deadline_s)
+        except BaseException as e:
+            self._n_open -= 1
+            if isinstance(e, asyncio.TimeoutError):
+                raise DeadlineExceeded(f"the request's pictures were not there after {deadline_s:g} seconds") from e
+            raise
+        answer = Answer(name or self.name, self.model, options, prompt, self._ended)
+        left_s = None if deadline_s is None else deadline_s - (loop.time() - start)
+        answer.start(self.engine, self.images, self._encoder, samplers, reuse=reuse, deadline_s=left_s)
+        return answer
+
+    def _prepared(self, read: Callable[[], ReadPrompt], options: ChatOptions) -> tuple[ReadPrompt, list[Sampler]]:
+        samplers: list[Sampler] = []
+        try:
+            for choice in range(options.n):  # first: what is wrong with a grammar costs no download
+                samplers.append(Sampler(self.model, options.params_of(choice), options.constraint))  # noqa: PERF401
+            return read(), samplers
+        except BaseException:
+            for sampler in samplers:
+                sampler.close()
+            raise
+
+    def _ended(self) -> None:
+        self._n_open -= 1
