@@ -4,6 +4,7 @@ Each step decodes one batch: a row of every answer that is being generated, and 
 room for. Knows token ids only.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ from pyvllama.session import Cell, Planned, Session, require_room
 from pyvllama.types import FinishReason
 
 __all__ = ["Batcher", "Request"]
+
+logger = logging.getLogger("pyvllama")
 
 _WORTH_WAITING = 16  # positions that another request is about to compute, too
 
@@ -43,6 +46,14 @@ class Request:
     n_prompt: int = 0
     n_tokens: int = 0
 
+    def end(self, how: FinishReason | VllamaError) -> None:
+        """It has ended; called once. What its receiver raises is logged: it must not harm the others."""
+        self.sampler.close()
+        try:
+            self.on_end(how)
+        except Exception:
+            logger.exception("the receiver of an answer failed")
+
 
 @dataclass(eq=False)
 class _Slot:
@@ -54,6 +65,7 @@ class _Slot:
     age: int = 0  # when it was used last, in requests
     paused: bool = False  # until there is room again
     leader: Request | None = None  # has the same beginning and is at it: wait for that
+    n_led: int = 0  # positions that are the same
 
 
 class Batcher:
@@ -101,7 +113,7 @@ class Batcher:
         slot.session.truncate(n)
         slot.request, slot.age = request, self._clock
         slot.todo = request.prompt[n:]
-        slot.leader = self._leader(slot) if request.reuse else None
+        slot.leader, slot.n_led = self._leader(slot) if request.reuse else (None, 0)
         request.n_prompt = len(slot.todo)
         request.on_start()
 
@@ -166,8 +178,8 @@ class Batcher:
             return donor
         return next((s for s in free if s is not donor or n == 0), free[0])
 
-    def _leader(self, slot: _Slot) -> Request | None:
-        """A request that is at the same beginning, and nearer to its end than we are."""
+    def _leader(self, slot: _Slot) -> tuple[Request | None, int]:
+        """A request that is at the same beginning, and how many positions they share."""
         request = slot.request
         assert request is not None
         best, most = None, slot.session.n_past + _WORTH_WAITING
@@ -177,23 +189,20 @@ class Batcher:
             n = _n_common(other.request.prompt, request.prompt)
             if n >= most and other.session.n_past < n:
                 best, most = other.request, n + 1
-        return best
+        return best, most - 1
 
     def _follow(self, slot: _Slot) -> bool:
-        """Whether a slot with a leader must wait; if the leader is through, its beginning is taken over."""
+        """Whether a slot with a leader must wait; if not, it takes over what there is of its beginning."""
         leader = next((s for s in self._slots if s.request is slot.leader and not s.paused), None)
         request = slot.request
         assert request is not None
-        if leader is None:  # it has ended, or was put off
-            slot.leader = None
-            return False
-        n = _n_common(leader.session.cells, request.prompt)
-        if n == leader.session.n_past and len(leader.todo) > 1:
+        if leader is not None and leader.session.n_past < slot.n_led and len(leader.todo) > 1:
             return True
         slot.leader = None
+        donor, n = self._donor(request)
         if n > slot.session.n_past:
             request.n_prompt -= n - slot.session.n_past
-            slot.session.adopt(leader.session, n)
+            slot.session.adopt(donor.session, n)
             slot.todo = request.prompt[n:]
         return False
 
@@ -263,10 +272,9 @@ class Batcher:
         request, slot.request, slot.todo, slot.leader = slot.request, None, (), None
         slot.paused = False
         assert request is not None
-        request.sampler.close()
         if paused := [s for s in self._slots if s.paused]:
             min(paused, key=lambda s: s.age).paused = False
-        request.on_end(how)
+        request.end(how)
 
 
 def _n_common(a: Sequence[Cell], b: Sequence[Cell]) -> int:

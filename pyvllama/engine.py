@@ -94,7 +94,7 @@ class Engine:
         while self._prepare():
             self._step()
         while self._waiting:
-            self._drop(self._waiting.popleft())
+            self._waiting.popleft().end(Cancelled("the model was closed"))
         self._batcher.fail(Cancelled("the model was closed"))
         self._batcher.close()
 
@@ -126,19 +126,13 @@ class Engine:
         for request in leaving:
             self._batcher.cancel(request)
         for request in dropped:
-            self._drop(request)
+            request.end(Cancelled("the request was cancelled"))
         while self._batcher.n_free and self._waiting:
             with self._news:
                 request = self._waiting.popleft()
             try:
                 self._batcher.start(request)
             except VllamaError as e:
-                request.sampler.close()
-                request.on_end(e)
+                request.end(e)
         self._n_active = self._batcher.n_active
         return True
-
-    @staticmethod
-    def _drop(request: Request) -> None:
-        request.sampler.close()
-        request.on_end(Cancelled("the request was cancelled"))

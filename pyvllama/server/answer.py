@@ -1,6 +1,7 @@
 """The answers to one request, as they come out of the engine, for asyncio."""
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
@@ -195,11 +196,13 @@ class Answer:
         self._pieces.append(piece)
         if not self._is_woken:
             self._is_woken = True
-            self._loop.call_soon_threadsafe(self._news.set)
+            with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody is waiting any more
+                self._loop.call_soon_threadsafe(self._news.set)
 
     def _expire(self, deadline_s: float) -> None:
-        self._receive(DeadlineExceeded(f"the answer was not complete after {deadline_s:g} seconds"))
         self._close()
+        self._pieces.clear()
+        self._receive(DeadlineExceeded(f"the answer was not complete after {deadline_s:g} seconds"))
 
     async def _run(self, engine: Engine, images: VisionCache, encoder: Executor, reuse: bool) -> None:
         try:

@@ -89,7 +89,7 @@ class ModelPool:
         for card in cards:
             if name is not None and card.answers_to(name):
                 return card
-        raise ModelNotFound(f"model {name or ''!r} not found; GET /v1/models lists those that are there")
+        raise ModelNotFound(f"model {(name or '')[:100]!r} not found; GET /v1/models lists those that are there")
 
     def loaded(self) -> list[Loaded]:
         """Those in memory, the one used last first."""
