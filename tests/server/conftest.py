@@ -1,77 +1,14 @@
 """Servers with the bundled pocket model, on real sockets and without."""
 
 import contextlib
-import threading
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
-import httpx
 import pytest
+from shell import SMALL, Running, serving, shell, wait_until
 
 from pyvllama.server.app import create_app
-from pyvllama.server.http_server import HttpServer, bind
 from pyvllama.server.settings import Settings
-
-SMALL = {"n_ctx": 2048, "n_threads": 1, "parallel": 4, "grace_s": 5.0}
-READY_S = 60.0
-
-
-@dataclass(frozen=True)
-class Running:
-    """A server in a thread of this process.
-
-    Attributes:
-        url: http://127.0.0.1:port
-        app: its application, with `app.state.pool` and the like.
-        server: its HttpServer; `server.stop()` begins to stop it.
-        thread: where it runs.
-        client: an httpx.Client with its address.
-    """
-
-    url: str
-    app: Any
-    server: HttpServer
-    thread: threading.Thread
-    client: httpx.Client
-
-
-@contextlib.contextmanager
-def serving(settings: Settings, pool: Any = None) -> Iterator[Running]:
-    """A server until the end of the block, its model loaded if it can be."""
-    app = create_app(settings, pool)
-    with bind(settings.host, settings.port) as sock:
-        server = HttpServer(app, sock)
-        url = f"http://127.0.0.1:{server.port}"
-        failure: list[BaseException] = []
-
-        def run() -> None:
-            try:
-                server.listen()
-            except BaseException as e:
-                failure.append(e)
-
-        thread = threading.Thread(target=run, name="server")
-        thread.start()
-        try:
-            with httpx.Client(base_url=url, timeout=READY_S) as client:
-                wait_until(lambda: app.state.ready.is_set() or failure)
-                if failure:
-                    raise failure[0]
-                yield Running(url, app, server, thread, client)
-        finally:
-            server.stop()
-            thread.join(settings.grace_s + 20)
-            assert not thread.is_alive()
-
-
-def wait_until(condition: Callable[[], object], seconds: float = READY_S) -> None:
-    """Until it holds; fails when that takes too long."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
 
 
 @pytest.fixture(scope="session")
@@ -113,5 +50,31 @@ def make_client() -> Iterator[Callable[..., Any]]:
         def make(pool: Any = None, **settings: Any) -> Any:
             app = create_app(Settings(**{**SMALL, **settings}), pool)
             return stack.enter_context(TestClient(app, base_url="http://localhost"))
+
+        yield make
+
+
+@pytest.fixture
+def ask() -> Iterator[Callable[..., Any]]:
+    """ask(pool=None, **settings) -> a client of `shell`, the application without a model."""
+    from starlette.testclient import TestClient
+
+    with contextlib.ExitStack() as stack:
+
+        def make(pool: Any = None, **settings: Any) -> Any:
+            app = shell(pool, **settings)
+            return stack.enter_context(TestClient(app, base_url="http://localhost:8080", raise_server_exceptions=False))
+
+        yield make
+
+
+@pytest.fixture
+def listen() -> Iterator[Callable[..., Running]]:
+    """listen(pool=None, **settings) -> `shell` on a real socket."""
+    with contextlib.ExitStack() as stack:
+
+        def make(pool: Any = None, **settings: Any) -> Running:
+            app = shell(pool, **{"port": 0, **settings})
+            return stack.enter_context(serving(app.state.settings, app=app))
 
         yield make
