@@ -17,13 +17,16 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from pyvllama.errors import VllamaError
+from pyvllama.errors import BackendError, VllamaError
 from pyvllama.server.api_keys import ApiKeys
 from pyvllama.server.body_limit import BodyLimit
 from pyvllama.server.error_response import error_response, validation_message
+from pyvllama.server.errors import status_of
 from pyvllama.server.host_check import HostCheck, OriginCheck
 from pyvllama.server.image_policy import image_limits
 from pyvllama.server.metrics import Metrics
+from pyvllama.server.model_pool import ModelPool
+from pyvllama.server.pool_setup import make_pool
 from pyvllama.server.request_log import RequestLog
 from pyvllama.server.settings import Settings
 
@@ -46,11 +49,11 @@ ROUTERS = (
 """Modules of pyvllama.server with a `router`, in this order."""
 
 
-def create_app(settings: Settings, pool: Any = None) -> FastAPI:
+def create_app(settings: Settings, pool: ModelPool | None = None) -> FastAPI:
     """The server's application.
 
     `app.state` has `settings`, `pool` (ModelPool), `image_limits`, `metrics`, and `ready`, an asyncio.Event that is set
-    once the default model is loaded; `failure` is the error if that is impossible, `failed` the event of it.
+    once the default model is loaded; `failed` is set, and `failure` the VllamaError, if that is impossible.
 
     Args:
         settings: see `Settings`.
@@ -83,7 +86,7 @@ def create_app(settings: Settings, pool: Any = None) -> FastAPI:
     )
     app.state.settings, app.state.metrics = settings, metrics
     app.state.owns_pool = pool is None
-    app.state.pool = _make_pool(settings) if pool is None else pool
+    app.state.pool = make_pool(settings) if pool is None else pool
     app.state.image_limits = image_limits(settings)
     app.state.ready, app.state.failed, app.state.failure = asyncio.Event(), asyncio.Event(), None
     for name in ROUTERS:
@@ -115,12 +118,6 @@ def _cors(settings: Settings) -> list[Middleware]:
     ]
 
 
-def _make_pool(settings: Settings) -> Any:
-    if not _exists("pyvllama.server.model_pool"):
-        return None
-    return importlib.import_module("pyvllama.server.pool_setup").make_pool(settings)
-
-
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Load the default model beside answering /health; at the end let the pool go."""
@@ -132,19 +129,18 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         loading.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await loading
-        if state.owns_pool and state.pool is not None:
+        if state.owns_pool:
             await state.pool.close(0.0)
 
 
 async def _load(state: Any) -> None:
-    if state.pool is None:
-        return
     try:
         async with state.pool.use(None):
             state.ready.set()
-    except VllamaError as e:
-        state.failure = e
-        logger.error("the model could not be loaded: %s", e)
+    except Exception as e:
+        if not isinstance(e, VllamaError):
+            logger.exception("the model could not be loaded")
+        state.failure = e if isinstance(e, VllamaError) else BackendError(f"the model could not be loaded: {e!r}")
         state.failed.set()
 
 
@@ -167,8 +163,7 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
 
 async def _our_error(request: Request, error: Exception) -> JSONResponse:
     path = request.url.path
-    if not _exists("pyvllama.server.errors"):
-        return error_response(path, 400, str(error))
-    status = importlib.import_module("pyvllama.server.errors").status_of(error)
-    retry = getattr(status, "retry_after_s", None)
-    return error_response(path, status.http, str(error), kind=status.kind, code=status.code, retry_after_s=retry)
+    status = status_of(error)
+    return error_response(
+        path, status.http, str(error), kind=status.kind, code=status.code, retry_after_s=status.retry_after_s
+    )

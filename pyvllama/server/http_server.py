@@ -99,8 +99,7 @@ class HttpServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the doors at once, and the models when the grace is over: uvicorn alone would only wait, then cut."""
         state: Any = self._app.state
-        is_ours = state.owns_pool and state.pool is not None
-        closing = asyncio.create_task(state.pool.close(state.settings.grace_s)) if is_ours else None
+        closing = asyncio.create_task(state.pool.close(state.settings.grace_s)) if state.owns_pool else None
         await super().shutdown(sockets)
         if closing is not None:
             with contextlib.suppress(asyncio.CancelledError):

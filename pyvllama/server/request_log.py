@@ -156,7 +156,7 @@ class LogFormatter(logging.Formatter):
         fields |= getattr(record, "fields", {})
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(fields, ensure_ascii=False, default=str) if self._form == "json" else _logfmt(fields)
+        return json.dumps(fields, default=str) if self._form == "json" else _logfmt(fields)
 
 
 def _logfmt(fields: Mapping[str, Any]) -> str:
