@@ -115,15 +115,12 @@ def serve(model: str | None, **given: Any) -> None:
     settings = _settings(model, given)
     if model is None:
         ui.note("No model named: using the bundled pocket model (coloured shapes and short texts only).")
-    if not settings.is_loopback and not settings.api_keys:
-        ui.note(
-            f"Warning: everybody who reaches {settings.host} can use this server. Set --api-key-file, or listen at "
-            "127.0.0.1."
-        )
+    if text := warning(settings):
+        ui.note(text)
     set_up_logging(settings.log_format)
     with bind(settings.host, settings.port) as sock:
         server = HttpServer(create_app(settings), sock)
-        ui.note(_greeting(settings.host, server.port, bool(settings.api_keys)))
+        ui.note(greeting(settings.host, server.port, has_key=bool(settings.api_keys)))
         server.listen()
 
 
@@ -171,7 +168,15 @@ def _settings(model: str | None, given: dict[str, Any]) -> Any:
     return settings.with_pair(pair, () if model is None or as_path(model).exists() else (model,))
 
 
-def _greeting(host: str, port: int, has_key: bool) -> str:
+def warning(settings: Any) -> str | None:
+    """What somebody should know who lets others in."""
+    if settings.is_loopback or settings.api_keys:
+        return None
+    return f"Warning: everybody who reaches {settings.host} can use this server. Set --api-key-file, or listen at 127.0.0.1."
+
+
+def greeting(host: str, port: int, *, has_key: bool) -> str:
+    """Where the server is, and what to try."""
     shown = "localhost" if host in ("127.0.0.1", "0.0.0.0", "::", "[::]") else host
     url = f"http://{f'[{shown}]' if ':' in shown and not shown.startswith('[') else shown}:{port}"
     key = " -H 'Authorization: Bearer KEY'" if has_key else ""
