@@ -172,7 +172,10 @@ def warning(settings: Any) -> str | None:
     """What somebody should know who lets others in."""
     if settings.is_loopback or settings.api_keys:
         return None
-    return f"Warning: everybody who reaches {settings.host} can use this server. Set --api-key-file, or listen at 127.0.0.1."
+    return (
+        f"Warning: everybody who reaches {settings.host} can use this server. Set --api-key-file, or listen at "
+        "127.0.0.1."
+    )
 
 
 def greeting(host: str, port: int, *, has_key: bool) -> str:
