@@ -26,7 +26,7 @@ __all__ = ["Model"]
 
 Progress = Callable[[float], bool | None]
 
-_CROSS_KV_TYPES = ("f16", "bf16", "f32")
+CROSS_KV_TYPES = ("f16", "bf16", "f32")
 _SAMPLING_KEYS = {  # our option: llama.cpp's key
     "temperature": "general.sampling.temp",
     "top_p": "general.sampling.top_p",
@@ -73,8 +73,8 @@ class Model:
     ) -> None:
         self._weights: _TextWeights | None = None
         self._mmproj: native.Mmproj | None = None
-        if cross_kv_type not in _CROSS_KV_TYPES:
-            raise ConfigError(f"cross_kv_type must be one of {', '.join(_CROSS_KV_TYPES)}, not {cross_kv_type!r}")
+        if cross_kv_type not in CROSS_KV_TYPES:
+            raise ConfigError(f"cross_kv_type must be one of {', '.join(CROSS_KV_TYPES)}, not {cross_kv_type!r}")
         self.text_path, self.mmproj_path = text, mmproj
         self.cross_kv_type, self.repack = cross_kv_type, repack
         self.n_threads = n_threads or default_n_threads()

@@ -21,6 +21,7 @@ from pyvllama.cli.push import push
 from pyvllama.cli.quantize import quantize
 from pyvllama.cli.rm import rm
 from pyvllama.cli.run import run
+from pyvllama.cli.serve import serve
 from pyvllama.cli.show import show
 from pyvllama.errors import VllamaError
 
@@ -73,6 +74,7 @@ def main(verbose: bool) -> None:
 
 
 main.add_command(run)
+main.add_command(serve)
 main.add_command(caption)
 main.add_command(convert)
 main.add_command(quantize)

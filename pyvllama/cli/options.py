@@ -7,8 +7,9 @@ from typing import Any
 import click
 
 from pyvllama.context import MAX_N_THREADS
+from pyvllama.loading import DEFAULT_N_CTX
 
-__all__ = ["output_directory", "threads_option"]
+__all__ = ["load_options", "output_directory", "threads_option"]
 
 Command = Callable[..., Any]
 
@@ -30,3 +31,24 @@ def threads_option(default: str) -> Callable[[Command], Command]:
     return click.option(
         "-t", "--threads", type=click.IntRange(1, MAX_N_THREADS), help=f"CPU threads. Default: {default}."
     )
+
+
+def load_options(n_ctx: int = DEFAULT_N_CTX) -> Callable[[Command], Command]:
+    """What loads a model: mmproj, text_type, ctx_size (`n_ctx` by default), threads and gpu_layers."""
+
+    def decorate(command: Command) -> Command:
+        options = (
+            click.option("--mmproj", metavar="FILE|REPO",
+                         help="The mmproj file, if it is not beside the text file; or user/repo[:TYPE] on the Hub."),
+            click.option("-q", "--text-type", help="Type that a checkpoint is converted to. Default: q4_k_m."),
+            click.option("-c", "--ctx-size", type=click.IntRange(min=1), default=n_ctx, show_default=True,
+                         help="Positions of the context."),
+            threads_option("physical cores"),
+            click.option("-ngl", "--gpu-layers", type=int, default=0, show_default=True,
+                         help="Text layers on the GPU, -1 for all; any but 0 also puts the vision part there."),
+        )  # fmt: skip
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate

@@ -13,32 +13,14 @@ import pyvllama
 from pyvllama.cli import ui
 from pyvllama.cli.chat.loop import chat_loop
 from pyvllama.cli.chat.thumbnail import PROTOCOLS
+from pyvllama.cli.options import load_options
 from pyvllama.cli.sampling import sampling_options
-from pyvllama.context import MAX_N_THREADS
 from pyvllama.errors import PromptError
-from pyvllama.loading import DEFAULT_N_CTX
 from pyvllama.resolve import is_model_name, resolve
 
 __all__ = ["run"]
 
 Command = Callable[..., None]
-
-
-def _model_options(command: Command) -> Command:
-    options = (
-        click.option("--mmproj", metavar="FILE|REPO",
-                     help="The mmproj file, if it is not beside the text file; or user/repo[:TYPE] on the Hub."),
-        click.option("-q", "--text-type", help="Type that a checkpoint is converted to. Default: q4_k_m."),
-        click.option("-c", "--ctx-size", type=click.IntRange(min=1), default=DEFAULT_N_CTX, show_default=True,
-                     help="Positions of the context."),
-        click.option("-t", "--threads", type=click.IntRange(1, MAX_N_THREADS),
-                     help="CPU threads. Default: physical cores."),
-        click.option("-ngl", "--gpu-layers", type=int, default=0, show_default=True,
-                     help="Text layers on the GPU, -1 for all; any but 0 also puts the vision part there."),
-    )  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
 
 
 def _chat_options(command: Command) -> Command:
@@ -84,7 +66,7 @@ def _exists(word: str) -> bool:
               help="Keep encoded pictures in files there, for the next time.")  # fmt: skip
 @click.option("--context-shift", is_flag=True, help="When the context is full, leave the oldest turns away.")
 @click.option("--timings/--no-timings", default=True, help="The line below the answer, on stderr.")
-@_model_options
+@load_options()
 @_chat_options
 @sampling_options
 def run(

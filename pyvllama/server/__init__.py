@@ -1,1 +1,1 @@
-"""`pyvllama serve`: the OpenAI and Ollama APIs over HTTP, and a page to look at."""
+"""The HTTP server: OpenAI's and Ollama's APIs and a web page on one engine. `app.create_app` puts it together."""

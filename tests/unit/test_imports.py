@@ -49,8 +49,9 @@ LAYERS = [
     ["resolve"],
     ["llm"],
     ["loading"],
-    ["imatrix", "evaluation", "async_llm", "integrations."],
+    ["imatrix", "evaluation", "async_llm"],
     ["server."],
+    ["integrations."],
     [""],
     ["cli."],
 ]
@@ -70,6 +71,9 @@ THIRD_PARTY = {
     "starlette": ["server."],
     "llm": ["integrations.llm_plugin"],
     "pydantic": ["integrations.llm_plugin", "server."],
+    "fastapi": ["server."],
+    "uvicorn": ["server.http_server"],
+    "prometheus_client": ["server.metrics"],
     "numpy": [
         *("_runtime", "gguf_file", "image.", "conversion.", "model", "context", "sampler", "session", "llm"),
         *("divergence", "evaluation", "transcript_reader", "async_llm"),
@@ -182,7 +186,18 @@ def test_import_loads_only_what_chatting_needs():
     assert run.returncode == 0, run.stderr
     loaded = json.loads(run.stdout)
     packages = {name.split(".")[0] for name in loaded}
-    unwanted = {"torch", "transformers", "safetensors", "gguf", "rich", "prompt_toolkit", "click", "certifi", "llm"}
+    unwanted = {
+        "torch",
+        "transformers",
+        "safetensors",
+        "gguf",
+        "rich",
+        "prompt_toolkit",
+        "click",
+        "certifi",
+        "llm",
+        "fastapi",
+    }
     assert not packages & unwanted
     ours = ("pyvllama.conversion", "pyvllama.cli", "pyvllama.integrations")
     assert not [name for name in loaded if name.startswith(ours)]

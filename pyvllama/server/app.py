@@ -1,0 +1,169 @@
+"""The application: routers, middlewares, error handlers, and the models' life from start to end."""
+
+import asyncio
+import contextlib
+import importlib
+import importlib.util
+import logging
+from collections.abc import AsyncIterator
+from importlib import metadata
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from pyvllama.errors import BackendError, VllamaError
+from pyvllama.server.api_keys import ApiKeys
+from pyvllama.server.body_limit import BodyLimit
+from pyvllama.server.error_response import error_response, validation_message
+from pyvllama.server.errors import status_of
+from pyvllama.server.host_check import HostCheck, OriginCheck
+from pyvllama.server.image_policy import image_limits
+from pyvllama.server.metrics import Metrics
+from pyvllama.server.model_pool import ModelPool
+from pyvllama.server.pool_setup import make_pool
+from pyvllama.server.request_log import RequestLog
+from pyvllama.server.settings import Settings
+
+__all__ = ["create_app"]
+
+logger = logging.getLogger("pyvllama.server")
+
+ROUTERS = (
+    "health",
+    "openai.chat",
+    "openai.completions",
+    "openai.responses",
+    "openai.models",
+    "llama_server",
+    "ollama.chat",
+    "ollama.generate",
+    "ollama.models",
+    "page",
+)
+"""Modules of pyvllama.server with a `router`, in this order."""
+
+
+def create_app(settings: Settings, pool: ModelPool | None = None) -> FastAPI:
+    """The server's application.
+
+    `app.state` has `settings`, `pool` (ModelPool), `image_limits`, `metrics`, and `ready`, an asyncio.Event that is set
+    once the default model is loaded; `failed` is set, and `failure` the VllamaError, if that is impossible.
+
+    Args:
+        settings: see `Settings`.
+        pool: a ModelPool; its owner closes it. None: one of the settings, closed when the application stops.
+
+    Raises:
+        ModelNotFound, FormatError: there is no such model, or its files are damaged.
+    """
+    metrics = Metrics()
+    app = FastAPI(
+        title="pyvllama",
+        version=metadata.version("pyvllama"),
+        description="Llama 3.2 Vision behind OpenAI's and Ollama's APIs.",
+        lifespan=_lifespan,
+        docs_url=None,  # FastAPI's pages load scripts from elsewhere
+        redoc_url=None,
+        middleware=[  # from the outside in
+            Middleware(RequestLog, metrics=metrics, log_prompts=settings.log_prompts),
+            Middleware(HostCheck, settings=settings),
+            Middleware(OriginCheck, origins=settings.cors_origins),
+            *_cors(settings),
+            Middleware(ApiKeys, keys=settings.api_keys),
+            Middleware(BodyLimit, max_bytes=settings.max_body_bytes),
+        ],
+        exception_handlers={
+            RequestValidationError: _invalid_request,
+            HTTPException: _http_error,
+            VllamaError: _our_error,
+        },
+    )
+    app.state.settings, app.state.metrics = settings, metrics
+    app.state.owns_pool = pool is None
+    app.state.pool = make_pool(settings) if pool is None else pool
+    app.state.image_limits = image_limits(settings)
+    app.state.ready, app.state.failed, app.state.failure = asyncio.Event(), asyncio.Event(), None
+    for name in ROUTERS:
+        if _exists(f"pyvllama.server.{name}"):
+            app.include_router(importlib.import_module(f"pyvllama.server.{name}").router)
+    return app
+
+
+def _exists(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _cors(settings: Settings) -> list[Middleware]:
+    """Before the keys: a browser's preflight bears none."""
+    if not settings.cors_origins:
+        return []
+    exposed = ("X-Request-Id", "Retry-After")
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST", "DELETE", "HEAD", "OPTIONS"),
+            allow_headers=("*",),
+            expose_headers=exposed,
+        )
+    ]
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Load the default model beside answering /health; at the end let the pool go."""
+    state = app.state
+    loading = asyncio.create_task(_load(state))
+    try:
+        yield
+    finally:
+        loading.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await loading
+        if state.owns_pool:
+            await state.pool.close(0.0)
+
+
+async def _load(state: Any) -> None:
+    try:
+        async with state.pool.use(None):
+            state.ready.set()
+    except Exception as e:
+        if not isinstance(e, VllamaError):
+            logger.exception("the model could not be loaded")
+        state.failure = e if isinstance(e, VllamaError) else BackendError(f"the model could not be loaded: {e!r}")
+        state.failed.set()
+
+
+async def _invalid_request(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    message, param = validation_message(error.errors())
+    return error_response(request.url.path, 400, message, param=param)
+
+
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    status, path = error.status_code, request.url.path
+    message = str(error.detail)
+    if status == 404 and message == "Not Found":
+        message = f"there is nothing at {request.method} {path}"
+    elif status == 405:
+        message = f"{path} is not asked by {request.method}"
+    return error_response(path, status, message, headers=error.headers)
+
+
+async def _our_error(request: Request, error: Exception) -> JSONResponse:
+    path = request.url.path
+    status = status_of(error)
+    return error_response(
+        path, status.http, str(error), kind=status.kind, code=status.code, retry_after_s=status.retry_after_s
+    )

@@ -1,0 +1,45 @@
+"""From a server's settings to the pool of its models."""
+
+from pathlib import Path
+
+from pyvllama.resolve import resolve
+from pyvllama.server.model_list import ModelCard, default_card, model_cards
+from pyvllama.server.model_pool import ModelPool
+from pyvllama.server.served_model import ServedModel
+from pyvllama.server.settings import Settings
+
+__all__ = ["make_pool"]
+
+
+def make_pool(settings: Settings) -> ModelPool:
+    """The pool of the default model and of all that are kept on this machine; nothing is loaded yet.
+
+    Raises:
+        ModelNotFound, FormatError: there is no such model, or its files are damaged.
+    """
+    mmproj = None if settings.mmproj is None else Path(settings.mmproj)
+    default = default_card(resolve(settings.model, mmproj, text_type=settings.text_type), settings.aliases)
+
+    def load(card: ModelCard) -> ServedModel:
+        return ServedModel.load(
+            card.name,
+            card.pair.text,
+            card.pair.mmproj,
+            n_slots=settings.parallel,
+            max_queue=settings.max_queue,
+            n_ctx=settings.n_ctx,
+            n_batch=settings.n_batch,
+            n_ubatch=settings.n_ubatch,
+            n_threads=settings.n_threads,
+            n_gpu_layers=settings.n_gpu_layers,
+            kv_type=settings.kv_type,
+            cross_kv_type=settings.cross_kv_type,
+            flash_attn=settings.flash_attn,
+            image_cache_bytes=settings.image_cache_bytes,
+            image_cache_dir=settings.image_cache_dir,
+            image_cache_disk_bytes=settings.image_cache_disk_bytes,
+        )
+
+    return ModelPool(
+        lambda: model_cards(default), load, max_models=settings.max_models, keep_alive_s=settings.keep_alive_s
+    )

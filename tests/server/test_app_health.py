@@ -1,0 +1,57 @@
+"""/health and /metrics."""
+
+import asyncio
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from shell import EmptyPool, wait_until
+
+from pyvllama.errors import FormatError
+
+
+def test_health_while_loading(ask):
+    gate = asyncio.Event()
+    client = ask(EmptyPool(gate=gate))
+    response = client.get("/health")
+    assert response.status_code == 503
+    assert response.json()["error"]["message"] == "Loading model"
+    assert (response.json()["error"]["type"], response.json()["error"]["code"]) == ("unavailable_error", 503)
+    assert response.headers["retry-after"] == "1"
+    client.portal.call(gate.set)
+    wait_until(lambda: client.get("/health").status_code == 200)
+    assert client.get("/health").json() == {"status": "ok"}
+    assert client.head("/health").status_code in (200, 405)
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_server(listen):
+    with pytest.raises(FormatError, match="damaged"):
+        listen(EmptyPool(FormatError("the file is damaged")))
+
+
+def families(client):
+    response = client.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain")
+    return {family.name: family for family in text_string_to_metric_families(response.text)}
+
+
+def test_requests_are_counted_by_route_and_status(ask):
+    client = ask()
+    for path in ("/health", "/health", "/v1/nothing/a", "/v1/nothing/b", "/v1/broken"):
+        client.get(path)
+    client.request("BREW", "/health")
+    samples = {
+        (s.labels["method"], s.labels["route"], s.labels["status"]): s.value
+        for s in families(client)["pyvllama_requests"].samples
+        if s.name == "pyvllama_requests_total"
+    }
+    assert samples[("GET", "/health", "200")] == 2
+    assert samples[("GET", "other", "404")] == 2, "unknown paths do not make new series"
+    assert samples[("GET", "/v1/broken", "500")] == 1
+    assert samples[("other", "/health", "405")] == 1
+
+
+def test_two_servers_count_apart(ask):
+    first, second = ask(), ask()
+    first.get("/health")
+    assert "pyvllama_requests_total{" in first.get("/metrics").text
+    assert 'route="/health"' not in second.get("/metrics").text
