@@ -51,11 +51,13 @@ class Listener(threading.Thread):
     def __init__(self, url, tokens):
         super().__init__()
         self.url, self.tokens, self.lines, self.failure = url, tokens, [], None
+        self.has_begun = False
         self.start()
 
     def run(self):
         try:
             with httpx.stream("GET", self.url + f"/v1/talk?tokens={self.tokens}", timeout=60) as response:
+                self.has_begun = True
                 for line in response.iter_lines():
                     self.lines.append(json.loads(line))
         except httpx.HTTPError as e:
@@ -79,8 +81,10 @@ def stop(running):
 
 @pytest.mark.parametrize("talking", [{"grace_s": 30.0}], indirect=True)
 def test_answers_that_run_are_finished(talking):
-    clients = [Listener(talking.url, 200) for _ in range(6)]  # two of them wait for a slot
-    wait_until(lambda: sum(bool(c.lines) for c in clients) >= 4)
+    clients = [Listener(talking.url, 200) for _ in range(4)]
+    wait_until(lambda: all(c.lines for c in clients))
+    clients += [Listener(talking.url, 2) for _ in range(2)]  # they may wait for a slot
+    wait_until(lambda: all(c.has_begun for c in clients))
     assert stop(talking) < 25
     for client in clients:
         client.join(5)
@@ -90,8 +94,8 @@ def test_answers_that_run_are_finished(talking):
 
 @pytest.mark.parametrize("talking", [{"grace_s": 0.3}], indirect=True)
 def test_answers_that_take_too_long_fail_in_words(talking):
-    clients = [Listener(talking.url, 100_000) for _ in range(6)]
-    wait_until(lambda: sum(bool(c.lines) for c in clients) >= 4)
+    clients = [Listener(talking.url, 100_000) for _ in range(6)]  # two of them wait for a slot
+    wait_until(lambda: all(c.has_begun for c in clients) and sum(bool(c.lines) for c in clients) >= 4)
     assert stop(talking) < 5
     for client in clients:
         client.join(5)

@@ -1,0 +1,227 @@
+#!/usr/bin/env python3
+"""The server under load, beside llama-cpp-python's own on the same text GGUF.
+
+    tools/bench/serve.py [MODEL] [--clients 8] [--requests 5000] [--rounds 5] [--json FILE]
+
+With the bundled pocket model every answer is known and checked. Each server is a process of its own; this one costs
+a little of the same cores. One client and several take turns, so that a busy machine slows both. llama-cpp-python's
+server gets the same text chats: it sees no pictures, and takes one request at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import contextlib
+import itertools
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from http_client import Client, Reply
+from machine import describe
+
+from pyvllama.resolve import resolve
+from pyvllama.types import Pair
+
+SAMPLES = Path(__file__).resolve().parents[2] / "tests" / "data" / "pocket-vllama" / "samples"
+GREEDY = {"temperature": 0, "max_tokens": 64}
+TEXTS = ("Hello!", "Who are you?", "What can you do?", "What is this?", "Tell me something.", "Are you there?")
+
+
+@dataclass
+class Chat:
+    """A request, and its one right answer where that is known."""
+
+    body: dict[str, Any]
+    expected: str | None = None
+
+
+def text_chats() -> list[Chat]:
+    return [Chat({"messages": [{"role": "user", "content": text}], **GREEDY}) for text in TEXTS]
+
+
+def picture_chats() -> list[Chat]:
+    """All questions about all samples."""
+    chats = []
+    for sample in json.loads((SAMPLES / "expected.json").read_text(encoding="utf-8"))["samples"]:
+        uri = "data:image/png;base64," + base64.b64encode((SAMPLES / sample["image"]).read_bytes()).decode()
+        for qa in sample["qa"]:
+            content = [{"type": "image_url", "image_url": {"url": uri}}, {"type": "text", "text": qa["question"]}]
+            chats.append(Chat({"messages": [{"role": "user", "content": content}], **GREEDY}, qa["expected"]))
+    return chats
+
+
+class Server:
+    """A server's process."""
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
+        self.process, self.port = process, port
+
+    @property
+    def resident(self) -> int:
+        """Its resident set, in bytes (Linux)."""
+        pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+@contextlib.contextmanager
+def running(command: list[str], port: int) -> Iterator[Server]:
+    """The server, once it answers."""
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen([sys.executable, "-m", *command], stdout=log, stderr=log)
+        try:
+            deadline = time.monotonic() + 120
+            while True:
+                with contextlib.suppress(OSError):
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=5).close()
+                    break
+                if process.poll() is not None or time.monotonic() > deadline:
+                    log.seek(0)
+                    raise SystemExit(f"{' '.join(command)} does not answer:\n{log.read()[-2000:].decode()}")
+                time.sleep(0.1)
+            yield Server(process, port)
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+async def drive(server: Server, chats: list[Chat], n_clients: int) -> tuple[list[list[tuple[Chat, Reply]]], float]:
+    """Answer all chats; each client takes the next one as soon as it is free. Returns per client, and seconds."""
+    queue = iter(chats)
+
+    async def one() -> list[tuple[Chat, Reply]]:
+        client, found = Client("127.0.0.1", server.port), []
+        for chat in queue:
+            found.append((chat, await client.chat(chat.body)))  # noqa: PERF401
+        await client.close()
+        return found
+
+    start = time.perf_counter()
+    results = await asyncio.gather(*(one() for _ in range(n_clients)))
+    return list(results), time.perf_counter() - start
+
+
+def figures(results: list[list[tuple[Chat, Reply]]], seconds: float) -> dict[str, Any]:
+    """Of one run."""
+    replies = [reply for client in results for _, reply in client]
+    first = sorted(reply.first_s for reply in replies)
+    tokens = [sum(reply.n_tokens for _, reply in client) for client in results]
+    return {
+        "requests": len(replies),
+        "tokens": sum(tokens),
+        "tokens_per_second": sum(tokens) / seconds,
+        "requests_per_second": len(replies) / seconds,
+        "first_token_ms_median": 1000 * median(first),
+        "first_token_ms_p95": 1000 * first[int(0.95 * (len(first) - 1))],
+        "fairness": min(tokens) / max(tokens) if len(tokens) > 1 else 1.0,
+        "errors": sum(reply.error is not None for reply in replies),
+    }
+
+
+def in_turns(server: Server, chats: list[Chat], counts: list[int], rounds: int) -> dict[int, dict[str, Any]]:
+    """Medians over rounds, in which all numbers of clients take turns."""
+    found: dict[int, list[dict[str, Any]]] = {n: [] for n in counts}
+    for _ in range(rounds):
+        for n in counts:
+            found[n].append(figures(*asyncio.run(drive(server, chats, n))))
+    return {n: {key: median(run[key] for run in runs) for key in runs[0]} for n, runs in found.items()}
+
+
+def endurance(server: Server, n_requests: int, n_clients: int) -> dict[str, Any]:
+    """Mixed chats with known answers: lost, wrong, and the memory after each fifth."""
+    known: dict[str, str | None] = dict.fromkeys(TEXTS)
+    mixed = [*picture_chats(), *text_chats()]
+    order = random.Random(7)
+    resident, lost, wrong, tokens, seconds = [], 0, 0, 0, 0.0
+    for n in [n_requests // 5] * 5:
+        results, took = asyncio.run(drive(server, order.choices(mixed, k=n), n_clients))
+        for chat, reply in itertools.chain(*results):
+            content = chat.body["messages"][0]["content"]
+            if chat.expected is None and known[content] is None:
+                known[content] = reply.text
+            lost += reply.error is not None
+            wrong += reply.error is None and reply.text != (chat.expected or known[content])
+            tokens += reply.n_tokens
+        seconds += took
+        resident.append(server.resident)
+    return {
+        "requests": 5 * (n_requests // 5),
+        "clients": n_clients,
+        "lost": lost,
+        "wrong": wrong,
+        "tokens_per_second": tokens / seconds,
+        "requests_per_second": 5 * (n_requests // 5) / seconds,
+        "resident_after_each_fifth": resident,
+        "growth_over_the_last_four_fifths": resident[-1] / resident[0] - 1,
+    }
+
+
+def table(title: str, found: dict[int, dict[str, Any]]) -> None:
+    print(f"\n{title}\nclients  tok/s  req/s  first token ms (p95)  fairness")
+    for n, f in found.items():
+        first = f"{f['first_token_ms_median']:.1f} ({f['first_token_ms_p95']:.1f})"
+        print(f"{n:7} {f['tokens_per_second']:6.0f} {f['requests_per_second']:6.1f}  {first:>20}  {f['fairness']:8.2f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", help="default: the pocket model")
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--requests", type=int, default=5000, help="of the endurance run; 0: none")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--chats", type=int, default=200, help="in a round")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    pair: Pair = resolve(args.model)
+    order, counts = random.Random(3), sorted({1, args.clients})
+    texts = order.choices(text_chats(), k=args.chats)
+    found: dict[str, Any] = {"machine": describe("uvicorn", "fastapi"), "model": pair.text.name}
+    port = free_port()
+    ours = ["pyvllama.cli.main", "serve", str(pair.text), "--mmproj", str(pair.mmproj), "--port", str(port)]
+    ours += ["--threads", str(args.threads), "--parallel", str(args.clients)]
+    with running(ours, port) as server:
+        found["text"] = in_turns(server, texts, counts, args.rounds)
+        table("pyvllama serve, text", found["text"])
+        if args.model is None:
+            mixed = order.choices([*picture_chats(), *text_chats()], k=args.chats)
+            asyncio.run(drive(server, mixed, args.clients))  # each picture is encoded once
+            found["mixed"] = in_turns(server, mixed, counts, args.rounds)
+            table("pyvllama serve, text and pictures", found["mixed"])
+            if args.requests:
+                found["endurance"] = endurance(server, args.requests, args.clients)
+                print(json.dumps(found["endurance"], indent=1))
+    port = free_port()
+    theirs = ["llama_cpp.server", "--model", str(pair.text), "--port", str(port), "--n_threads", str(args.threads)]
+    with running([*theirs, "--n_ctx", "8192"], port) as server:
+        found["llama_cpp.server"] = in_turns(server, texts, counts, args.rounds)
+        table("llama_cpp.server, text", found["llama_cpp.server"])
+    for kind in ("text", "mixed"):
+        if kind in found:
+            one, several = (found[kind][n]["tokens_per_second"] for n in counts)
+            print(f"{kind}: {args.clients} clients get {several / one:.2f} times the tokens of one")
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
