@@ -53,6 +53,7 @@ class ModelPool:
     Args:
         cards: the models that can be asked for, the default one first; called anew each time.
         load: from a card to the model; blocks, called on a thread.
+        default: the first of the cards, where it stays the same: asking for it then costs no look at directories.
         max_models: in memory at a time.
         keep_alive_s: how long a model stays after its last request; None: forever.
     """
@@ -62,10 +63,11 @@ class ModelPool:
         cards: Callable[[], Sequence[ModelCard]],
         load: Callable[[ModelCard], ServedModel],
         *,
+        default: ModelCard | None = None,
         max_models: int = 1,
         keep_alive_s: float | None = None,
     ) -> None:
-        self._cards, self._load = cards, load
+        self._cards, self._load, self._default = cards, load, default
         self._max_models, self._keep_alive_s = max_models, keep_alive_s
         self._places: dict[str, _Place] = {}  # by the card's name, the least recently used one first
         self._door = asyncio.Lock()
@@ -107,7 +109,8 @@ class ModelPool:
             ModelNotFound: there is none of that name. What loading raises. Cancelled: the pool is closed.
         """
         async with self._door:
-            place = await self._obtain(await asyncio.to_thread(self.card, name))
+            card = self._known_card(name) or await asyncio.to_thread(self.card, name)
+            place = await self._obtain(card)
             place.n_users += 1
         if keep_alive_s is not _AS_CONFIGURED:
             place.keep_alive_s = keep_alive_s
@@ -149,6 +152,13 @@ class ModelPool:
             await self._drop(place)
         if self._closing:
             await asyncio.wait(self._closing)
+
+    def _known_card(self, name: str | None) -> ModelCard | None:
+        """The default model or one that is loaded, if that is meant."""
+        if not name:
+            return self._default
+        known = [*([self._default] if self._default else []), *(place.card for place in self._places.values())]
+        return next((card for card in known if card.answers_to(name)), None)
 
     async def _obtain(self, card: ModelCard) -> _Place:
         if self._is_closed:

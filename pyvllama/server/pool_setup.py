@@ -41,5 +41,9 @@ def make_pool(settings: Settings) -> ModelPool:
         )
 
     return ModelPool(
-        lambda: model_cards(default), load, max_models=settings.max_models, keep_alive_s=settings.keep_alive_s
+        lambda: model_cards(default),
+        load,
+        default=default,
+        max_models=settings.max_models,
+        keep_alive_s=settings.keep_alive_s,
     )

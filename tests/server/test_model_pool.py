@@ -80,6 +80,26 @@ def test_names():
     run(test)
 
 
+def test_asking_for_what_is_known_reads_no_directories():
+    async def main():
+        looks = []
+        pool = ModelPool(lambda: looks.append(1) or CARDS, Loader(), default=CARDS[0], max_models=2)
+        for name in (None, "alias", "first"):
+            async with pool.use(name) as model:
+                assert model.name == "first"
+        assert looks == []
+        for _ in range(2):
+            async with pool.use("second") as model:
+                assert model.name == "second"
+        assert looks == [1]
+        with pytest.raises(ModelNotFound):
+            async with pool.use("nobody"):
+                pass
+        await pool.close()
+
+    asyncio.run(main())
+
+
 def test_many_at_once_load_a_model_once():
     async def test(pool, loader):
         async def one():
