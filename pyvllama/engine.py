@@ -51,6 +51,11 @@ class Engine:
         """Requests that wait for a slot."""
         return len(self._waiting)
 
+    @property
+    def n_steps(self) -> tuple[int, int]:
+        """(batches decoded, requests in them, summed up), since the start."""
+        return self._batcher.n_steps, self._batcher.n_busy
+
     def submit(self, request: Request) -> None:
         """Queue a request; returns at once.
 

@@ -46,6 +46,7 @@ class ServedModel:
 
     Attributes:
         load_ms: what loading took.
+        on_answered: called with each answer when nothing of it runs any more, for statistics.
         n_bytes: of its two files.
     """
 
@@ -54,6 +55,7 @@ class ServedModel:
     ) -> None:
         self.name, self.model, self.images = name, model, images
         self.load_ms = 0.0
+        self.on_answered: Callable[[Answer], object] | None = None
         self.n_bytes = sum(path.stat().st_size for path in (model.text_path, model.mmproj_path))
         context = Context(model, params)
         self.n_ctx = context.n_ctx
@@ -190,7 +192,7 @@ class ServedModel:
             if isinstance(e, asyncio.TimeoutError):
                 raise DeadlineExceeded(f"the request's pictures were not there after {deadline_s:g} seconds") from e
             raise
-        answer = Answer(name or self.name, self.model, options, prompt, self._ended)
+        answer = Answer(name or self.name, self.model, options, prompt, lambda: self._ended(answer))
         left_s = None if deadline_s is None else deadline_s - (loop.time() - start)
         answer.start(self.engine, self.images, self._encoder, samplers, reuse=reuse, deadline_s=left_s)
         return answer
@@ -206,5 +208,7 @@ class ServedModel:
                 sampler.close()
             raise
 
-    def _ended(self) -> None:
+    def _ended(self, answer: Answer) -> None:
         self._n_open -= 1
+        if self.on_answered is not None:
+            self.on_answered(answer)

@@ -6,56 +6,21 @@ import time
 
 import httpx
 import pytest
-from fastapi import Request
-from shell import SMALL, serving, wait_until
-
-from pyvllama.chat_options import ChatOptions
-from pyvllama.errors import VllamaError
-from pyvllama.server.answer_stream import AnswerStream
-from pyvllama.server.app import create_app
-from pyvllama.server.settings import Settings
-
-QUESTION = [{"role": "user", "content": "Who are you?"}]
-
-
-def app_that_talks(**settings):
-    """With a route that streams an answer as lines of JSON, the way the APIs do; `tokens` of them."""
-    from contextlib import AsyncExitStack
-
-    app = create_app(Settings(**{**SMALL, "port": 0, **settings}))
-
-    @app.get("/v1/talk")
-    async def talk(request: Request, tokens: int = 8):
-        stack = AsyncExitStack()
-        served = await stack.enter_async_context(app.state.pool.use(None))
-        ends = {str(t): -100 for t in served.model.tokenizer.eog}
-        wanted = {"temperature": 0, "max_tokens": tokens, "logit_bias": ends}
-        options = ChatOptions.from_options(served.model.sampling_defaults, wanted)
-        answer = await stack.enter_async_context(await served.chat(QUESTION, options))
-
-        async def lines():
-            try:
-                async for delta in answer:
-                    yield json.dumps({"text": delta.text, "end": delta.finish_reason}).encode() + b"\n"
-            except VllamaError as e:
-                yield json.dumps({"error": str(e)}).encode() + b"\n"
-
-        return AnswerStream(lines(), stack, "application/x-ndjson")
-
-    return app
+from shell import app_that_talks, serving, wait_until
+from talk import data_uri
 
 
 class Listener(threading.Thread):
     """A client that reads a stream to its end."""
 
-    def __init__(self, url, tokens):
+    def __init__(self, url, tokens, picture=""):
         super().__init__()
-        self.url, self.tokens, self.lines, self.failure = url, tokens, [], None
+        self.url, self.params, self.lines, self.failure = url, {"tokens": tokens, "picture": picture}, [], None
         self.start()
 
     def run(self):
         try:
-            with httpx.stream("GET", self.url + f"/v1/talk?tokens={self.tokens}", timeout=60) as response:
+            with httpx.stream("GET", self.url + "/v1/talk", params=self.params, timeout=60) as response:
                 for line in response.iter_lines():
                     self.lines.append(json.loads(line))
         except httpx.HTTPError as e:
@@ -96,6 +61,18 @@ def test_answers_that_take_too_long_fail_in_words(talking):
     for client in clients:
         client.join(5)
         assert client.failure is None, "the stream has an end"
+        assert "error" in client.lines[-1], client.lines[-1:]
+
+
+@pytest.mark.parametrize("talking", [{"grace_s": 0.0}], indirect=True)
+def test_pictures_that_wait_to_be_encoded_fail_in_words(talking, samples):
+    """One is being encoded, the others wait for the encoder, when the end comes."""
+    clients = [Listener(talking.url, 100_000, data_uri(sample["path"])) for sample in samples[:8]]
+    wait_until(lambda: talking.app.state.pool.loaded()[0].served.n_open == 8)
+    assert stop(talking) < 5
+    for client in clients:
+        client.join(5)
+        assert client.failure is None
         assert "error" in client.lines[-1], client.lines[-1:]
 
 
