@@ -37,6 +37,11 @@ class Engine:
         self._thread.start()
 
     @property
+    def is_closed(self) -> bool:
+        """Whether it takes no requests any more."""
+        return self._is_closing
+
+    @property
     def n_slots(self) -> int:
         """Answers that are generated at a time."""
         return self._context.n_seq_max

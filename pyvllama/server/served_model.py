@@ -11,7 +11,7 @@ from typing import Any
 from pyvllama.chat_options import ChatOptions
 from pyvllama.context import Context, ContextParams
 from pyvllama.engine import Engine
-from pyvllama.errors import BackendError, DeadlineExceeded, QueueFull
+from pyvllama.errors import BackendError, Cancelled, DeadlineExceeded, QueueFull
 from pyvllama.image.limits import ImageLimits
 from pyvllama.loading import load_as
 from pyvllama.model import Model
@@ -163,8 +163,8 @@ class ServedModel:
             await asyncio.to_thread(self._close)
 
     def _close(self) -> None:
+        self.engine.close()  # first: then the encoder stops at once, too
         self._readers.shutdown(cancel_futures=True)
-        self.engine.close()
         self._encoder.shutdown(cancel_futures=True)
         self.images.clear()
         self.model.close()
@@ -181,14 +181,16 @@ class ServedModel:
             raise BackendError("the model is closed")
         if self._max_open is not None and self._n_open >= self._max_open:
             raise QueueFull(f"{self._n_open} requests are being answered or wait: try again later")
-        self._n_open += 1
         loop = asyncio.get_running_loop()
         start = loop.time()
+        reading = loop.run_in_executor(self._readers, self._prepared, read, options)
+        self._n_open += 1
         try:
-            reading = loop.run_in_executor(self._readers, self._prepared, read, options)
             prompt, samplers = await asyncio.wait_for(reading, deadline_s)
         except BaseException as e:
             self._n_open -= 1
+            if isinstance(e, asyncio.CancelledError) and reading.cancelled() and self._is_closed:
+                raise Cancelled("the model was closed") from e
             if isinstance(e, asyncio.TimeoutError):
                 raise DeadlineExceeded(f"the request's pictures were not there after {deadline_s:g} seconds") from e
             raise
