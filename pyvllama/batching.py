@@ -75,6 +75,9 @@ class Batcher:
         context: with as many sequences as there shall be answers at a time.
         n_prompt_beside: rows of prompts that a step takes while answers are being generated: these go on, at the price
             of a slower prompt. None: as many as there is room for.
+
+    Attributes:
+        n_steps, n_busy: batches decoded, and requests in them, summed up.
     """
 
     def __init__(self, context: Context, n_prompt_beside: int | None = None) -> None:
@@ -82,6 +85,7 @@ class Batcher:
         self._n_prompt_beside = n_prompt_beside or context.n_batch
         self._slots = [_Slot(Session(context, seq)) for seq in range(context.n_seq_max)]
         self._clock = 0
+        self.n_steps = self.n_busy = 0
 
     @property
     def n_free(self) -> int:
@@ -147,6 +151,8 @@ class Batcher:
         except ContextOverflow as e:
             self._overflow(e)
             return
+        self.n_steps += 1
+        self.n_busy += len(planned)
         end = 0
         for slot, plan in planned:
             end += len(plan.rows)

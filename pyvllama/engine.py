@@ -37,6 +37,11 @@ class Engine:
         self._thread.start()
 
     @property
+    def is_closed(self) -> bool:
+        """Whether it takes no requests any more."""
+        return self._is_closing
+
+    @property
     def n_slots(self) -> int:
         """Answers that are generated at a time."""
         return self._context.n_seq_max
@@ -50,6 +55,11 @@ class Engine:
     def n_waiting(self) -> int:
         """Requests that wait for a slot."""
         return len(self._waiting)
+
+    @property
+    def n_steps(self) -> tuple[int, int]:
+        """(batches decoded, requests in them, summed up), since the start."""
+        return self._batcher.n_steps, self._batcher.n_busy
 
     def submit(self, request: Request) -> None:
         """Queue a request; returns at once.

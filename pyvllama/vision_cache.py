@@ -140,6 +140,12 @@ class VisionCache:
                 self._kept.popitem(last=False)
         return states
 
+    @property
+    def n_kept(self) -> tuple[int, int]:
+        """(pictures kept in memory, their bytes)."""
+        with self._lock:
+            return len(self._kept), sum(s.n_bytes for s in self._kept.values())
+
     def key_of(self, states: Any) -> bytes:
         """The key of the picture that states from here belong to; also of some that are no longer kept.
 

@@ -208,7 +208,7 @@ class Answer:
         try:
             prompt, self._prompt = self._prompt, None
             assert prompt is not None
-            cells = await self._encoded(prompt, images, encoder)
+            cells = await self._encoded(prompt, engine, images, encoder)
             del prompt  # its pictures are large
             if self._is_closed:
                 return
@@ -238,10 +238,15 @@ class Answer:
                     engine.cancel(request)
                 self._on_close()
 
-    async def _encoded(self, prompt: ReadPrompt, images: VisionCache, encoder: Executor) -> list[Cell]:
+    async def _encoded(self, prompt: ReadPrompt, engine: Engine, images: VisionCache, encoder: Executor) -> list[Cell]:
         def progress(_: float) -> bool:
-            return not self._is_closed
+            return not (self._is_closed or engine.is_closed)
 
         if not prompt.pictures:
             return prompt.encoded(images, self.timings)
-        return await self._loop.run_in_executor(encoder, prompt.encoded, images, self.timings, progress)
+        try:
+            return await self._loop.run_in_executor(encoder, prompt.encoded, images, self.timings, progress)
+        except (asyncio.CancelledError, RuntimeError, Cancelled) as e:  # the executor is, or was, shut down
+            if not engine.is_closed:
+                raise
+            raise Cancelled("the model was closed") from e

@@ -86,7 +86,7 @@ def create_app(settings: Settings, pool: ModelPool | None = None) -> FastAPI:
     )
     app.state.settings, app.state.metrics = settings, metrics
     app.state.owns_pool = pool is None
-    app.state.pool = make_pool(settings) if pool is None else pool
+    app.state.pool = make_pool(settings, metrics.count_answer) if pool is None else pool
     app.state.image_limits = image_limits(settings)
     app.state.ready, app.state.failed, app.state.failure = asyncio.Event(), asyncio.Event(), None
     for name in ROUTERS:

@@ -23,4 +23,4 @@ async def health(request: Request) -> JSONResponse:
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics(request: Request) -> Response:
     """Counters for Prometheus."""
-    return Response(request.app.state.metrics.as_text(), media_type=CONTENT_TYPE)
+    return Response(request.app.state.metrics.as_text(request.app.state.pool.loaded()), media_type=CONTENT_TYPE)

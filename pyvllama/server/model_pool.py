@@ -109,7 +109,9 @@ class ModelPool:
             ModelNotFound: there is none of that name. What loading raises. Cancelled: the pool is closed.
         """
         async with self._door:
-            card = self._known_card(name) or await asyncio.to_thread(self.card, name)
+            card = self._known_card(name)
+            if card is None:
+                card = await asyncio.to_thread(self.card, name)
             place = await self._obtain(card)
             place.n_users += 1
         if keep_alive_s is not _AS_CONFIGURED:

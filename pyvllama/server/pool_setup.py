@@ -1,8 +1,10 @@
 """From a server's settings to the pool of its models."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from pyvllama.resolve import resolve
+from pyvllama.server.answer import Answer
 from pyvllama.server.model_list import ModelCard, default_card, model_cards
 from pyvllama.server.model_pool import ModelPool
 from pyvllama.server.served_model import ServedModel
@@ -11,8 +13,12 @@ from pyvllama.server.settings import Settings
 __all__ = ["make_pool"]
 
 
-def make_pool(settings: Settings) -> ModelPool:
+def make_pool(settings: Settings, on_answered: Callable[[Answer], object] | None = None) -> ModelPool:
     """The pool of the default model and of all that are kept on this machine; nothing is loaded yet.
+
+    Args:
+        settings: see `Settings`.
+        on_answered: see `ServedModel`.
 
     Raises:
         ModelNotFound, FormatError: there is no such model, or its files are damaged.
@@ -21,7 +27,7 @@ def make_pool(settings: Settings) -> ModelPool:
     default = default_card(resolve(settings.model, mmproj, text_type=settings.text_type), settings.aliases)
 
     def load(card: ModelCard) -> ServedModel:
-        return ServedModel.load(
+        served = ServedModel.load(
             card.name,
             card.pair.text,
             card.pair.mmproj,
@@ -39,6 +45,8 @@ def make_pool(settings: Settings) -> ModelPool:
             image_cache_dir=settings.image_cache_dir,
             image_cache_disk_bytes=settings.image_cache_disk_bytes,
         )
+        served.on_answered = on_answered
+        return served
 
     return ModelPool(
         lambda: model_cards(default),

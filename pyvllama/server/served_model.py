@@ -11,7 +11,7 @@ from typing import Any
 from pyvllama.chat_options import ChatOptions
 from pyvllama.context import Context, ContextParams
 from pyvllama.engine import Engine
-from pyvllama.errors import BackendError, DeadlineExceeded, QueueFull
+from pyvllama.errors import BackendError, Cancelled, DeadlineExceeded, QueueFull
 from pyvllama.image.limits import ImageLimits
 from pyvllama.loading import load_as
 from pyvllama.model import Model
@@ -46,6 +46,7 @@ class ServedModel:
 
     Attributes:
         load_ms: what loading took.
+        on_answered: called with each answer when nothing of it runs any more, for statistics.
         n_bytes: of its two files.
     """
 
@@ -54,6 +55,7 @@ class ServedModel:
     ) -> None:
         self.name, self.model, self.images = name, model, images
         self.load_ms = 0.0
+        self.on_answered: Callable[[Answer], object] | None = None
         self.n_bytes = sum(path.stat().st_size for path in (model.text_path, model.mmproj_path))
         context = Context(model, params)
         self.n_ctx = context.n_ctx
@@ -161,8 +163,8 @@ class ServedModel:
             await asyncio.to_thread(self._close)
 
     def _close(self) -> None:
+        self.engine.close()  # first: then the encoder stops at once, too
         self._readers.shutdown(cancel_futures=True)
-        self.engine.close()
         self._encoder.shutdown(cancel_futures=True)
         self.images.clear()
         self.model.close()
@@ -179,18 +181,20 @@ class ServedModel:
             raise BackendError("the model is closed")
         if self._max_open is not None and self._n_open >= self._max_open:
             raise QueueFull(f"{self._n_open} requests are being answered or wait: try again later")
-        self._n_open += 1
         loop = asyncio.get_running_loop()
         start = loop.time()
+        reading = loop.run_in_executor(self._readers, self._prepared, read, options)
+        self._n_open += 1
         try:
-            reading = loop.run_in_executor(self._readers, self._prepared, read, options)
             prompt, samplers = await asyncio.wait_for(reading, deadline_s)
         except BaseException as e:
             self._n_open -= 1
+            if isinstance(e, asyncio.CancelledError) and reading.cancelled() and self._is_closed:
+                raise Cancelled("the model was closed") from e
             if isinstance(e, asyncio.TimeoutError):
                 raise DeadlineExceeded(f"the request's pictures were not there after {deadline_s:g} seconds") from e
             raise
-        answer = Answer(name or self.name, self.model, options, prompt, self._ended)
+        answer = Answer(name or self.name, self.model, options, prompt, lambda: self._ended(answer))
         left_s = None if deadline_s is None else deadline_s - (loop.time() - start)
         answer.start(self.engine, self.images, self._encoder, samplers, reuse=reuse, deadline_s=left_s)
         return answer
@@ -206,5 +210,7 @@ class ServedModel:
                 sampler.close()
             raise
 
-    def _ended(self) -> None:
+    def _ended(self, answer: Answer) -> None:
         self._n_open -= 1
+        if self.on_answered is not None:
+            self.on_answered(answer)

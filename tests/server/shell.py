@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,9 @@ from fastapi import Request
 from pydantic import BaseModel
 from starlette.responses import StreamingResponse
 
+from pyvllama.chat_options import ChatOptions
 from pyvllama.errors import ImageTooLarge, VllamaError
+from pyvllama.server.answer_stream import AnswerStream
 from pyvllama.server.app import create_app
 from pyvllama.server.http_server import HttpServer, bind
 from pyvllama.server.request_log import log_fields
@@ -138,4 +141,31 @@ def shell(pool: Any = None, **settings: Any) -> Any:
         app.get(f"{prefix}/broken")(broken)
         app.get(f"{prefix}/refuses")(refuses)
         app.get(f"{prefix}/stream")(stream)
+    return app
+
+
+def app_that_talks(**settings: Any) -> Any:
+    """With a route that streams an answer as lines of JSON, the way the APIs do; `tokens` of them."""
+    app = create_app(Settings(**{**SMALL, "port": 0, **settings}))
+
+    @app.get("/v1/talk")
+    async def talk(tokens: int = 8, picture: str = "") -> Any:
+        stack = AsyncExitStack()
+        served = await stack.enter_async_context(app.state.pool.use(None))
+        parts = [{"type": "image_url", "image_url": {"url": picture}}] if picture else []
+        messages = [{"role": "user", "content": [*parts, {"type": "text", "text": "What is in the picture?"}]}]
+        ends = {str(t): -100 for t in served.model.tokenizer.eog}
+        wanted = {"temperature": 0, "max_tokens": tokens, "logit_bias": ends}
+        options = ChatOptions.from_options(served.model.sampling_defaults, wanted)
+        answer = await stack.enter_async_context(await served.chat(messages, options, limits=app.state.image_limits))
+
+        async def lines():
+            try:
+                async for delta in answer:
+                    yield json.dumps({"text": delta.text, "end": delta.finish_reason}).encode() + b"\n"
+            except VllamaError as e:
+                yield json.dumps({"error": str(e)}).encode() + b"\n"
+
+        return AnswerStream(lines(), stack, "application/x-ndjson")
+
     return app

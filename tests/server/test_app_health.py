@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from shell import EmptyPool, wait_until
+from shell import EmptyPool, app_that_talks, serving, wait_until
+from talk import data_uri
 
 from pyvllama.errors import FormatError
 
@@ -55,3 +56,32 @@ def test_two_servers_count_apart(ask):
     first.get("/health")
     assert "pyvllama_requests_total{" in first.get("/metrics").text
     assert 'route="/health"' not in second.get("/metrics").text
+
+
+def value(found, name):
+    (sample,) = [s for family in found.values() for s in family.samples if s.name == name]
+    return sample.value
+
+
+def test_what_answers_cost(samples):
+    app = app_that_talks()
+    picture = data_uri(samples[0]["path"])
+    with serving(app.state.settings, app=app) as running:
+        before = families(running.client)
+        assert value(before, "llamacpp:tokens_predicted_total") == 0
+        for _ in range(2):
+            running.client.get("/v1/talk", params={"tokens": 5, "picture": picture}).raise_for_status()
+        found = families(running.client)
+    assert value(found, "llamacpp:tokens_predicted_total") == 10
+    assert value(found, "llamacpp:prompt_tokens_total") > 10
+    assert value(found, "llamacpp:prompt_tokens_seconds") > 0 and value(found, "llamacpp:predicted_tokens_seconds") > 0
+    assert value(found, "llamacpp:n_decode_total") >= 10
+    assert value(found, "llamacpp:n_busy_slots_per_decode") == 1
+    assert value(found, "llamacpp:requests_processing") == value(found, "llamacpp:requests_deferred") == 0
+    assert value(found, "llamacpp:n_tokens_max") > 10
+    assert value(found, "pyvllama_image_encode_seconds_count") == 1
+    assert value(found, "pyvllama_images_cached_total") == 1
+    assert value(found, "pyvllama_cached_images") == 1 and value(found, "pyvllama_cached_image_bytes") > 1000
+    assert (value(found, "pyvllama_slots"), value(found, "pyvllama_queue_length")) == (4, 0)
+    (slots,) = found["pyvllama_slots"].samples
+    assert "pocket" in slots.labels["model"]

@@ -6,58 +6,21 @@ import time
 
 import httpx
 import pytest
-from fastapi import Request
-from shell import SMALL, serving, wait_until
-
-from pyvllama.chat_options import ChatOptions
-from pyvllama.errors import VllamaError
-from pyvllama.server.answer_stream import AnswerStream
-from pyvllama.server.app import create_app
-from pyvllama.server.settings import Settings
-
-QUESTION = [{"role": "user", "content": "Who are you?"}]
-
-
-def app_that_talks(**settings):
-    """With a route that streams an answer as lines of JSON, the way the APIs do; `tokens` of them."""
-    from contextlib import AsyncExitStack
-
-    app = create_app(Settings(**{**SMALL, "port": 0, **settings}))
-
-    @app.get("/v1/talk")
-    async def talk(request: Request, tokens: int = 8):
-        stack = AsyncExitStack()
-        served = await stack.enter_async_context(app.state.pool.use(None))
-        ends = {str(t): -100 for t in served.model.tokenizer.eog}
-        wanted = {"temperature": 0, "max_tokens": tokens, "logit_bias": ends}
-        options = ChatOptions.from_options(served.model.sampling_defaults, wanted)
-        answer = await stack.enter_async_context(await served.chat(QUESTION, options))
-
-        async def lines():
-            try:
-                async for delta in answer:
-                    yield json.dumps({"text": delta.text, "end": delta.finish_reason}).encode() + b"\n"
-            except VllamaError as e:
-                yield json.dumps({"error": str(e)}).encode() + b"\n"
-
-        return AnswerStream(lines(), stack, "application/x-ndjson")
-
-    return app
+from shell import app_that_talks, serving, wait_until
+from talk import data_uri
 
 
 class Listener(threading.Thread):
     """A client that reads a stream to its end."""
 
-    def __init__(self, url, tokens):
+    def __init__(self, url, tokens, picture=""):
         super().__init__()
-        self.url, self.tokens, self.lines, self.failure = url, tokens, [], None
-        self.has_begun = False
+        self.url, self.params, self.lines, self.failure = url, {"tokens": tokens, "picture": picture}, [], None
         self.start()
 
     def run(self):
         try:
-            with httpx.stream("GET", self.url + f"/v1/talk?tokens={self.tokens}", timeout=60) as response:
-                self.has_begun = True
+            with httpx.stream("GET", self.url + "/v1/talk", params=self.params, timeout=60) as response:
                 for line in response.iter_lines():
                     self.lines.append(json.loads(line))
         except httpx.HTTPError as e:
@@ -71,6 +34,12 @@ def talking(request):
         yield running
 
 
+def n_requests(running):
+    """That have come in, answered or not."""
+    state = running.server.server_state
+    return state.total_requests + len(state.tasks)
+
+
 def stop(running):
     start = time.monotonic()
     running.server.stop()
@@ -81,10 +50,8 @@ def stop(running):
 
 @pytest.mark.parametrize("talking", [{"grace_s": 30.0}], indirect=True)
 def test_answers_that_run_are_finished(talking):
-    clients = [Listener(talking.url, 200) for _ in range(4)]
-    wait_until(lambda: all(c.lines for c in clients))
-    clients += [Listener(talking.url, 2) for _ in range(2)]  # they may wait for a slot
-    wait_until(lambda: all(c.has_begun for c in clients))
+    clients = [Listener(talking.url, 200) for _ in range(6)]  # two of them wait for a slot
+    wait_until(lambda: n_requests(talking) == 6 and any(c.lines for c in clients))
     assert stop(talking) < 25
     for client in clients:
         client.join(5)
@@ -92,14 +59,26 @@ def test_answers_that_run_are_finished(talking):
         assert client.lines[-1]["end"] == "length"
 
 
-@pytest.mark.parametrize("talking", [{"grace_s": 0.3}], indirect=True)
+@pytest.mark.parametrize("talking", [{"grace_s": 0.2, "n_ctx": 65536}], indirect=True)
 def test_answers_that_take_too_long_fail_in_words(talking):
-    clients = [Listener(talking.url, 100_000) for _ in range(6)]  # two of them wait for a slot
-    wait_until(lambda: all(c.has_begun for c in clients) and sum(bool(c.lines) for c in clients) >= 4)
+    clients = [Listener(talking.url, 100_000) for _ in range(6)]
+    wait_until(lambda: n_requests(talking) == 6 and any(c.lines for c in clients))
     assert stop(talking) < 5
     for client in clients:
         client.join(5)
         assert client.failure is None, "the stream has an end"
+        assert "error" in client.lines[-1], client.lines[-1:]
+
+
+@pytest.mark.parametrize("talking", [{"grace_s": 0.0, "n_ctx": 65536}], indirect=True)
+def test_pictures_that_wait_to_be_encoded_fail_in_words(talking, samples):
+    """One is being encoded, the others wait for the encoder, when the end comes."""
+    clients = [Listener(talking.url, 100_000, data_uri(sample["path"])) for sample in samples[:8]]
+    wait_until(lambda: talking.app.state.pool.loaded()[0].served.n_open == 8)
+    assert stop(talking) < 5
+    for client in clients:
+        client.join(5)
+        assert client.failure is None
         assert "error" in client.lines[-1], client.lines[-1:]
 
 
