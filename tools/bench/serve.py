@@ -5,7 +5,8 @@
 
 With the bundled pocket model every answer is known and checked. Each server is a process of its own; this one costs
 a little of the same cores. One client and several take turns, so that a busy machine slows both. llama-cpp-python's
-server gets the same text chats: it sees no pictures, and takes one request at a time.
+server gets the same text chats: it sees no pictures, and takes one request at a time. The bound says what sharing a
+batch can gain on this machine.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from typing import Any
 from http_client import Client, Reply
 from machine import describe
 
+import pyvllama
+from pyvllama.context import Context, ContextParams, Row
 from pyvllama.resolve import resolve
 from pyvllama.types import Pair
 
@@ -175,6 +178,27 @@ def endurance(server: Server, n_requests: int, n_clients: int) -> dict[str, Any]
     }
 
 
+def decode_bound(pair: Pair, n_rows: int, n_threads: int, repeats: int = 40) -> dict[str, float]:
+    """What batching can gain on this machine: llama_decode alone, one row and one row of each of n sequences."""
+    made = pyvllama.load(pair.text, pair.mmproj, n_threads=n_threads, n_ctx=512)
+    params = ContextParams(n_ctx=2048, n_seq_max=n_rows, n_threads=n_threads, n_threads_batch=n_threads)
+    context = Context(made.model, params)
+    for seq in range(n_rows):
+        context.decode([Row(5 + seq, pos, (), seq) for pos in range(40)])
+    took: dict[int, list[float]] = {1: [], n_rows: []}
+    for _ in range(repeats):
+        for n, times in took.items():
+            start = time.perf_counter()
+            context.decode([Row(7, 40, (), seq, True) for seq in range(n)])
+            times.append(1000 * (time.perf_counter() - start))
+            for seq in range(n):
+                context.remove(seq, 40)
+    context.close()
+    made.close()
+    one, several = median(took[1]), median(took[n_rows])
+    return {"one_ms": one, "several_ms": several, "gain": n_rows * one / several}
+
+
 def table(title: str, found: dict[int, dict[str, Any]]) -> None:
     print(f"\n{title}\nclients  tok/s  req/s  first token ms (p95)  fairness")
     for n, f in found.items():
@@ -212,13 +236,20 @@ def main() -> None:
                 print(json.dumps(found["endurance"], indent=1))
     port = free_port()
     theirs = ["llama_cpp.server", "--model", str(pair.text), "--port", str(port), "--n_threads", str(args.threads)]
-    with running([*theirs, "--n_ctx", "8192"], port) as server:
+    theirs += ["--n_ctx", "8192", "--interrupt_requests", "false"]  # else a new request breaks the running one off
+    with running(theirs, port) as server:
         found["llama_cpp.server"] = in_turns(server, texts, counts, args.rounds)
         table("llama_cpp.server, text", found["llama_cpp.server"])
     for kind in ("text", "mixed"):
         if kind in found:
-            one, several = (found[kind][n]["tokens_per_second"] for n in counts)
+            one, several = (found[kind][n]["tokens_per_second"] for n in (1, args.clients))
+            found[kind]["gain"] = several / one
             print(f"{kind}: {args.clients} clients get {several / one:.2f} times the tokens of one")
+    found["decode"] = decode_bound(pair, args.clients, args.threads)
+    print(
+        f"the bound: llama.cpp computes {args.clients} rows in {found['decode']['several_ms']:.3f} ms and one in "
+        f"{found['decode']['one_ms']:.3f} ms, so {found['decode']['gain']:.2f} times the tokens at most while decoding"
+    )
     if args.json:
         args.json.write_text(json.dumps(found, indent=1))
 
