@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import base64
 import contextlib
+import io
 import itertools
 import json
 import os
@@ -33,6 +34,7 @@ from typing import Any
 
 from http_client import Client, Reply
 from machine import describe
+from PIL import Image
 
 import pyvllama
 from pyvllama.context import Context, ContextParams, Row
@@ -178,6 +180,57 @@ def endurance(server: Server, n_requests: int, n_clients: int) -> dict[str, Any]
     }
 
 
+async def _beside(server: Server, seconds: float, *, with_pictures: bool) -> dict[str, float]:
+    """Two endless text chats, and beside them, one after another, pictures that nobody has seen before."""
+    deadline = time.perf_counter() + seconds
+    endless = {"max_tokens": 40, "temperature": 0, "logit_bias": {str(t): -100 for t in _ends(server.port)}}
+    counts = {"text": 0, "pictures": 0}
+
+    async def talk(i: int) -> None:
+        client = Client("127.0.0.1", server.port)
+        while time.perf_counter() < deadline:
+            reply = await client.chat({"messages": [{"role": "user", "content": f"Hello {i}"}], **endless})
+            counts["text"] += reply.n_tokens
+        await client.close()
+
+    async def show() -> None:
+        client = Client("127.0.0.1", server.port)
+        while time.perf_counter() < deadline:
+            picture = io.BytesIO()
+            Image.effect_noise((560, 560), 99).save(picture, "PNG")
+            uri = "data:image/png;base64," + base64.b64encode(picture.getvalue()).decode()
+            content = [{"type": "image_url", "image_url": {"url": uri}}, {"type": "text", "text": "What is this?"}]
+            await client.chat({"messages": [{"role": "user", "content": content}], **GREEDY})
+            counts["pictures"] += 1
+        await client.close()
+
+    start = time.perf_counter()
+    await asyncio.gather(talk(1), talk(2), *([show()] if with_pictures else []))
+    took = time.perf_counter() - start
+    return {"tokens_per_second": counts["text"] / took, "pictures_per_second": counts["pictures"] / took}
+
+
+def beside(server: Server, rounds: int, seconds: float = 4.0) -> dict[str, float]:
+    """What other chats keep of their tokens while pictures are encoded; medians of rounds in turns."""
+    found: dict[bool, list[dict[str, float]]] = {False: [], True: []}
+    for _ in range(rounds):
+        for with_pictures, runs in found.items():
+            runs.append(asyncio.run(_beside(server, seconds, with_pictures=with_pictures)))
+    alone, busy = (median(run["tokens_per_second"] for run in found[key]) for key in (False, True))
+    pictures = median(run["pictures_per_second"] for run in found[True])
+    return {"alone": alone, "beside_pictures": busy, "kept": busy / alone, "pictures_per_second": pictures}
+
+
+def _ends(port: int) -> list[int]:
+    """The end tokens, which an endless chat never chooses."""
+    body = json.dumps({"content": "<|eot_id|><|end_of_text|><|eom_id|>", "parse_special": True, "add_special": False})
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/tokenize", body.encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request) as response:
+        return list(json.load(response)["tokens"])
+
+
 def decode_bound(pair: Pair, n_rows: int, n_threads: int, repeats: int = 40) -> dict[str, float]:
     """What batching can gain on this machine: llama_decode alone, one row and one row of each of n sequences."""
     made = pyvllama.load(pair.text, pair.mmproj, n_threads=n_threads, n_ctx=512)
@@ -231,6 +284,8 @@ def main() -> None:
             asyncio.run(drive(server, mixed, args.clients))  # each picture is encoded once
             found["mixed"] = in_turns(server, mixed, counts, args.rounds)
             table("pyvllama serve, text and pictures", found["mixed"])
+            found["beside"] = beside(server, args.rounds)
+            print(json.dumps(found["beside"], indent=1))
             if args.requests:
                 found["endurance"] = endurance(server, args.requests, args.clients)
                 print(json.dumps(found["endurance"], indent=1))
