@@ -15,6 +15,7 @@ from pyvllama.answer_text import AnswerText
 from pyvllama.chat_options import ChatOptions
 from pyvllama.completion import Completion, Delta
 from pyvllama.context import Context, ContextParams
+from pyvllama.draft import Draft
 from pyvllama.errors import BackendError, Cancelled, VllamaError
 from pyvllama.generation import generate
 from pyvllama.grammar import Constraint
@@ -42,8 +43,9 @@ class LLM:
     raises BackendError. A stream that is still open when another call begins ends with BackendError.
     """
 
-    def __init__(self, model: Model, params: ContextParams, images: VisionCache) -> None:
+    def __init__(self, model: Model, params: ContextParams, images: VisionCache, draft: Draft | None = None) -> None:
         self.model = model
+        self._draft = draft
         self._params = params
         self._session = Session(Context(model, params))
         self._images = images
@@ -63,6 +65,8 @@ class LLM:
             self._turn += 1
             self._session.close()
             self._session.context.close()
+            if self._draft is not None:
+                self._draft.close()
             self._images.clear()
             self.model.close()
 
@@ -205,7 +209,7 @@ class LLM:
     def cancel(self) -> None:
         """From another thread: the call that is under way ends soon with Cancelled, in the middle of a prompt, too."""
         self._cancelled = True
-        self._context.interrupt(True)
+        self._interrupt(True)
 
     def logits(self, messages: Sequence[Message]) -> npt.NDArray[np.float32]:
         """Logits of every row of the rendered prompt, for evaluation.
@@ -278,7 +282,12 @@ class LLM:
         """A new call has the session; what came before it is over, and so is its cancelling."""
         self._turn += 1
         self._cancelled = False
-        self._context.interrupt(False)
+        self._interrupt(False)
+
+    def _interrupt(self, on: bool) -> None:
+        self._context.interrupt(on)
+        if self._draft is not None:
+            self._draft.interrupt(on)
 
     @property
     def _context(self) -> Context:
@@ -333,12 +342,8 @@ class LLM:
         self, choice: int, params: SamplingParams, constraint: Constraint | None, timings: Timings, usage: Usage
     ) -> Iterator[Delta]:
         answer = AnswerText(self.model.tokenizer, params.stop, choice)
-        cost = Timings()
-        for sampled in generate(self._session, params, cost, constraint):
+        for sampled in generate(self._session, params, timings, constraint, self._draft):
             usage.completion_tokens += 1
-            timings.predicted_n += 1
-            timings.predicted_ms += cost.predicted_ms
-            cost.predicted_ms = 0.0
             if self._cancelled:
                 raise Cancelled("the answer was cancelled")
             delta = answer.take(sampled)

@@ -7,18 +7,27 @@ from typing import Any, TypeVar
 
 from pyvllama._runtime import default_n_threads
 from pyvllama.context import MAX_N_THREADS, ContextParams
-from pyvllama.errors import ConfigError
+from pyvllama.draft import Draft
+from pyvllama.draft_model import DraftModel
+from pyvllama.errors import ConfigError, ModelNotFound
 from pyvllama.image_store import ImageStore
 from pyvllama.llm import LLM, Progress
+from pyvllama.locate import as_path
 from pyvllama.model import Model
+from pyvllama.prompt_lookup import PromptLookup
 from pyvllama.resolve import resolve
 from pyvllama.vision_cache import VisionCache
 
-__all__ = ["DEFAULT_N_CTX", "load", "load_as"]
+__all__ = ["DEFAULT_N_CTX", "DEFAULT_N_DRAFT", "LOOKUP", "MAX_N_DRAFT", "load", "load_as"]
 
 T = TypeVar("T")
 
 DEFAULT_N_CTX = 4096
+DEFAULT_N_DRAFT = 3  # llama.cpp's
+MAX_N_DRAFT = 256
+LOOKUP = "lookup"
+"""The draft that needs no second model."""
+
 DEFAULT_IMAGE_CACHE_BYTES = 512 << 20
 DEFAULT_IMAGE_CACHE_DISK_BYTES = 4 << 30
 
@@ -41,6 +50,8 @@ def load(
     image_cache_bytes: int = DEFAULT_IMAGE_CACHE_BYTES,
     image_cache_dir: str | Path | None = None,
     image_cache_disk_bytes: int = DEFAULT_IMAGE_CACHE_DISK_BYTES,
+    draft: str | Path | Draft | None = None,
+    n_draft: int | None = None,
     progress: Progress | None = None,
 ) -> LLM:
     """Load a model.
@@ -65,6 +76,12 @@ def load(
         image_cache_dir: also keep encoded images in files there, for other processes and later ones; made if missing.
             What they hold tells what was in the pictures: only the owner can read them. None: in memory only.
         image_cache_disk_bytes: size of these files together.
+        draft: who guesses tokens of `LLM.chat`'s answers, so that several are computed at once (speculative decoding):
+            "lookup" takes them from the prompt and the answer itself; a path is a small text GGUF of the same
+            vocabulary (Llama 3.2 1B for Llama 3.2 Vision), whose text layers go where n_gpu_layers says; or a Draft of
+            your own, closed with the model. Answers are the same, up to the rounding of larger batches; see
+            `timings` for how many guesses were right.
+        n_draft: tokens that are guessed at a time, at most; None: DEFAULT_N_DRAFT.
         progress: called with the fraction loaded, 0 to 1, and before that with that of a conversion or an import, if
             there is one; returning False stops with Cancelled.
 
@@ -75,7 +92,18 @@ def load(
         ConfigError: an option out of range.
         BackendError: too little memory, or llama.cpp failed otherwise.
     """
-    return _load(LLM, **locals())
+    given = locals()
+    del given["draft"], given["n_draft"]
+    if n_draft is not None and not 1 <= n_draft <= MAX_N_DRAFT:
+        raise ConfigError(f"n_draft must be between 1 and {MAX_N_DRAFT}, not {n_draft}")
+    if n_draft is not None and (draft is None or isinstance(draft, Draft)):
+        raise ConfigError("n_draft needs draft: 'lookup' or the path of a small text GGUF")
+
+    def make(model: Model, params: ContextParams, images: VisionCache) -> LLM:
+        guesser = _draft(draft, n_draft, model, params, n_gpu_layers=n_gpu_layers, use_mmap=use_mmap)
+        return LLM(model, params, images, guesser)
+
+    return _load(make, **given)
 
 
 def load_as(
@@ -88,10 +116,13 @@ def load_as(
 
     Args:
         make: from the loaded model, the sizes of a context, and the cache of its images; owns the model from then on.
-        model, mmproj, options: as of `load`.
+        model, mmproj, options: as of `load`, without draft and n_draft.
     """
     given = inspect.signature(load).bind(model, mmproj, **options)
+    if unknown := {"draft", "n_draft"} & set(given.arguments):
+        raise TypeError(f"{', '.join(sorted(unknown))}: only `load` takes a draft")
     given.apply_defaults()
+    del given.arguments["draft"], given.arguments["n_draft"]
     return _load(make, **given.arguments)
 
 
@@ -145,3 +176,23 @@ def _load(
     except BaseException:
         loaded.close()
         raise
+
+
+def _draft(
+    draft: str | Path | Draft | None,
+    n_draft: int | None,
+    model: Model,
+    params: ContextParams,
+    *,
+    n_gpu_layers: int,
+    use_mmap: bool,
+) -> Draft | None:
+    if draft is None or isinstance(draft, Draft):
+        return draft
+    if draft == LOOKUP:
+        return PromptLookup(n_draft or DEFAULT_N_DRAFT)
+    path = as_path(draft)
+    if not path.is_file():
+        raise ModelNotFound(f"{path}: there is no such draft model; name a text GGUF, or 'lookup' to do without one")
+    n_max = n_draft or DEFAULT_N_DRAFT
+    return DraftModel(path, model, params, n_max, n_gpu_layers=n_gpu_layers, use_mmap=use_mmap)

@@ -22,7 +22,7 @@ from pyvllama.pair_template import pair_template
 from pyvllama.tokenizer import IMAGE_TOKEN, Tokenizer
 from pyvllama.types import SamplingParams
 
-__all__ = ["Model"]
+__all__ = ["Model", "TextWeights", "load_text"]
 
 Progress = Callable[[float], bool | None]
 
@@ -71,7 +71,7 @@ class Model:
         repack: bool = True,
         progress: Progress | None = None,
     ) -> None:
-        self._weights: _TextWeights | None = None
+        self._weights: TextWeights | None = None
         self._mmproj: native.Mmproj | None = None
         if cross_kv_type not in CROSS_KV_TYPES:
             raise ConfigError(f"cross_kv_type must be one of {', '.join(CROSS_KV_TYPES)}, not {cross_kv_type!r}")
@@ -96,7 +96,7 @@ class Model:
         self.image_token_embd: npt.NDArray[np.float32] = self._mmproj.image_token_embd
         check_pair(text_file, mmproj_file, self.hparams)
         self.is_graft = pairing_hash(text_file) != self.hparams["pairing_hash"]
-        self._weights = _TextWeights(_load_text(text, n_gpu_layers, use_mmap, _part(progress, 0.5, 1.0)))
+        self._weights = TextWeights(load_text(text, n_gpu_layers, use_mmap, _part(progress, 0.5, 1.0)))
         ends = self.text_metadata.get("tokenizer.ggml.eos_token_ids")  # where llama.cpp's keys are too few
         self.tokenizer = Tokenizer(
             llama_cpp.llama_model_get_vocab(self.handle),
@@ -106,7 +106,7 @@ class Model:
         self.template = pair_template((text, self.text_metadata), (mmproj, self.mmproj_metadata), self.tokenizer)
 
     @property
-    def weights(self) -> "_TextWeights":
+    def weights(self) -> "TextWeights":
         """The text model; contexts hold it for as long as they live."""
         if self._weights is None:
             raise BackendError("the model is closed")
@@ -207,18 +207,20 @@ class Model:
         self.close()
 
 
-class _TextWeights:
+class TextWeights:
     """A llama_model, freed when its last user releases it: no context may outlive it, in whatever order things die."""
 
     def __init__(self, handle: Any) -> None:
         self.handle = handle
         self._users = 1
 
-    def acquire(self) -> "_TextWeights":
+    def acquire(self) -> "TextWeights":
+        """One user more."""
         self._users += 1
         return self
 
     def release(self) -> None:
+        """One user less."""
         self._users -= 1
         if self._users == 0:
             llama_cpp.llama_model_free(self.handle)
@@ -228,7 +230,12 @@ def _part(progress: Progress | None, first: float, last: float) -> Progress | No
     return progress and (lambda fraction: progress(first + fraction * (last - first)))
 
 
-def _load_text(path: Path, n_gpu_layers: int, use_mmap: bool, progress: Progress | None) -> Any:
+def load_text(path: Path, n_gpu_layers: int, use_mmap: bool, progress: Progress | None) -> Any:
+    """A llama_model of a file that has passed `check_text`; options as of Model.
+
+    Raises:
+        BackendError: llama.cpp cannot load it. Cancelled: progress returned False.
+    """
     stopped: list[BaseException | None] = []
 
     def on_progress(fraction: float, _user_data: Any) -> bool:

@@ -34,6 +34,10 @@ class Planned:
     rows: list[Row]
     groups: list[tuple[Any, ...]]
 
+    def part(self, first: int, last: int) -> "Planned":
+        """Those from first to before last."""
+        return Planned(self.cells[first:last], self.rows[first:last], self.groups[first:last])
+
 
 class Session:
     """One sequence of a context. Not thread-safe.
@@ -48,6 +52,7 @@ class Session:
         self.seq = seq
         self._cells: list[Cell] = []
         self._groups: list[tuple[Any, ...]] = []  # what each position sees
+        self._ahead: tuple[int, Planned] | None = None  # first position and rows of the last `append`, guesses included
 
     @property
     def n_past(self) -> int:
@@ -130,16 +135,48 @@ class Session:
         self._groups.extend(planned.groups)
         self._cells.extend(planned.cells)  # last: n_past, which everything goes by, grows when all is in place
 
-    def append(self, cell: Cell) -> None:
-        """Decode one more position; its logits can then be sampled.
+    def append(self, cell: Cell, guesses: Sequence[Cell] = ()) -> int:
+        """Decode one more position, and with it guesses of what follows.
+
+        Guesses are no part of the session: n_past and cells do not count them. One after another they become it by
+        `take_guess`; whatever else happens to the session, they are forgotten.
+
+        Args:
+            cell: the next position.
+            guesses: without images, and no more than n_batch of the context with the cell.
+
+        Returns:
+            The row of the context's last batch whose logits can now be sampled.
 
         Raises:
             ContextOverflow: the context is full. BackendError, KeyboardInterrupt: see `Context.decode`.
         """
-        if self.n_left < 1:
+        if self.n_left < 1 + len(guesses):
             raise ContextOverflow(f"the context of {self.context.n_ctx} positions is full")
-        for _ in self._extend([cell]):
-            pass
+        if self._ahead is not None:
+            self.truncate(self.n_past)
+        first = self.n_past
+        planned = self.plan((cell, *guesses), range(first, self.context.n_ctx))
+        self.context.decode(planned.rows)
+        if guesses:
+            self._ahead = first, planned
+        self.commit(planned.part(0, 1))
+        return 0
+
+    def take_guess(self, cell: Cell) -> int | None:
+        """Make the next guess of the last `append` a position of the session, if this cell was guessed.
+
+        Returns:
+            As `append`; None: something else was guessed, or nothing.
+        """
+        if self._ahead is None:
+            return None
+        first, planned = self._ahead
+        row = self.n_past - first
+        if planned.cells[row : row + 1] != (cell,):
+            return None
+        self.commit(planned.part(row, row + 1))
+        return row
 
     def logits(self, prompt: Sequence[Cell]) -> npt.NDArray[np.float32]:
         """Decode the prompt from the start and return every row's logits.
@@ -177,6 +214,7 @@ class Session:
         """Forget all positions from n on."""
         # Always: an interrupt between decoding and noting it down leaves rows in the KV cache that no list knows of.
         self.context.remove(self.seq, n)
+        self._ahead = None
         del self._cells[n:], self._groups[n:]
 
     def kv_state(self) -> npt.NDArray[np.uint8]:
@@ -201,6 +239,7 @@ class Session:
         """Let go of the images; the context is closed by who made it."""
         self._cells.clear()
         self._groups.clear()
+        self._ahead = None
 
     def _extend(
         self, cells: Sequence[Cell], wanted: Container[int] | None = None, *, collect: bool = False

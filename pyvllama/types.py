@@ -157,6 +157,8 @@ class Timings:
         image_cached: images taken from the cache.
         prompt_n: prompt tokens decoded, without those that the KV cache held already.
         predicted_n: tokens generated.
+        draft_n, draft_n_accepted: tokens that a draft guessed, and those of them that the model would have said itself
+            (llama-server's names); None without a draft.
     """
 
     image_encode_ms: float = 0.0
@@ -165,14 +167,16 @@ class Timings:
     prompt_ms: float = 0.0
     predicted_n: int = 0
     predicted_ms: float = 0.0
+    draft_n: int | None = None
+    draft_n_accepted: int | None = None
 
     def as_dict(self) -> dict[str, float]:
-        """The fields and the two rates, `prompt_per_second` and `predicted_per_second`."""
+        """The fields that are not None, and two rates: `prompt_per_second` and `predicted_per_second`."""
         rate = {
             "prompt_per_second": _per_second(self.prompt_n, self.prompt_ms),
             "predicted_per_second": _per_second(self.predicted_n, self.predicted_ms),
         }
-        return {**asdict(self), **rate}
+        return {**{name: value for name, value in asdict(self).items() if value is not None}, **rate}
 
 
 def _per_second(n: int, ms: float) -> float:

@@ -123,6 +123,8 @@ def format_timings(timings: dict[str, Any], *, n_tiles: int = 0) -> str:
     for label, key in (("prompt", "prompt"), ("answer", "predicted")):
         n, ms, rate = (timings[f"{key}_{unit}"] for unit in ("n", "ms", "per_second"))
         parts.append(f"{label} {n} tokens in {_time(ms)} ({rate:.{0 if rate >= 100 else 1}f}/s)")
+    if (n_guessed := timings.get("draft_n")) is not None:
+        parts.append(f"draft {timings['draft_n_accepted']} of {n_guessed} right")
     return " · ".join(parts)
 
 

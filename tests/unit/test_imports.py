@@ -36,7 +36,8 @@ LAYERS = [
     ["context", "vision_cache"],
     ["session", "sampler"],
     ["chat_options", "prompt_cells", "batching", "session_file"],
-    ["generation", "completion", "chats_file", "divergence"],
+    ["draft", "completion", "chats_file", "divergence"],
+    ["generation", "prompt_lookup", "draft_model"],
     ["answer_text", "engine"],
     ["running"],
     ["many"],
@@ -77,7 +78,7 @@ THIRD_PARTY = {
     "numpy": [
         *("_runtime", "gguf_file", "image.", "conversion.", "model", "context", "sampler", "session", "llm"),
         *("divergence", "evaluation", "transcript_reader", "async_llm"),
-        *("sealed_file", "kv_state", "session_file"),
+        *("sealed_file", "kv_state", "session_file", "draft_model"),
         "integrations.llama_cpp_python",
     ],
 }
