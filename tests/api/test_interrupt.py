@@ -13,7 +13,7 @@ from talk import last_logits, user
 from pyvllama.errors import VllamaError
 
 # Not llm.py: it holds a lock by `with`, whose exit a trace function can skip and a signal cannot.
-TRACED = ("session.py", "context.py", "generation.py")
+TRACED = ("session.py", "context.py", "generation.py", "draft.py", "prompt_lookup.py", "draft_model.py")
 WORKER = Path(__file__).parent / "interrupted.py"
 # The command line with a model that never ends its answer by itself.
 ENDLESS = (
@@ -64,9 +64,10 @@ def interrupted_at(line: int, call) -> str | None:
     return None
 
 
-def test_no_line_is_the_wrong_one_for_ctrl_c(load_tiny):
+@pytest.mark.parametrize("draft", [None, "lookup", "model"])
+def test_no_line_is_the_wrong_one_for_ctrl_c(load_tiny, tiny_pair, draft):
     """A signal can arrive between any two lines, most of all between decoding rows and noting that they are there."""
-    llm = load_tiny()
+    llm = load_tiny(draft=tiny_pair("small").text if draft == "model" else draft)
     picture = np.random.default_rng(0).integers(0, 256, (30, 30, 3), dtype=np.uint8)
     messages, other = [user(picture, "Hello")], [user("Something else")]
     want = llm.logits(messages)[-1]
@@ -74,7 +75,7 @@ def test_no_line_is_the_wrong_one_for_ctrl_c(load_tiny):
     while True:
         line += 1
         llm.logits(other)
-        where = interrupted_at(line, lambda: llm.chat(messages, max_tokens=3, temperature=0))
+        where = interrupted_at(line, lambda: llm.chat(messages, max_tokens=4, temperature=0))
         if where is None:
             break
         try:

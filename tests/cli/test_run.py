@@ -1,6 +1,7 @@
 """`pyvllama run`: one answer and its cost, JSON, pipes, and what it refuses."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 from refusals import assert_misused, assert_refused
 
 from pyvllama.cli.run import split_arguments
+from pyvllama.locate import pocket_pair
 
 ANSWER = "A yellow ring at the bottom left and an orange triangle at the bottom right."
 QUESTION = "Describe the image."
@@ -281,3 +283,26 @@ def test_a_reader_that_leaves_is_no_error_worth_a_traceback(picture):
         error = program.stderr.read().decode()
     assert "Traceback" not in error
     assert program.returncode != 0
+
+
+# --- guessing ahead ---
+
+
+@pytest.mark.parametrize(
+    "draft", [["--draft-lookup"], ["-md", "MODEL"], ["--model-draft", "MODEL", "--draft-max", "2"]]
+)
+def test_a_draft_changes_no_answer(cli, picture, draft):
+    options = [str(pocket_pair().text) if word == "MODEL" else word for word in draft]
+    result = cli("run", *options, "-i", picture, "--temperature", "0", QUESTION)
+    assert (result.exit_code, result.stdout) == (0, f"{ANSWER}\n")
+    assert re.search(r"draft \d+ of \d+ right", result.stderr)
+    timings = json.loads(cli("run", *options, "-i", picture, "--json", QUESTION).stdout)["timings"]
+    assert 0 <= timings["draft_n_accepted"] <= timings["draft_n"]
+
+
+def test_drafts_that_are_refused(cli, pair, tmp_path):
+    assert_misused(cli("run", "--draft-lookup", "-md", "x.gguf", QUESTION), "exclude one another")
+    assert_misused(cli("run", "--draft-max", "4", QUESTION), "--draft-max needs")
+    assert_misused(cli("run", "--draft-lookup", "--draft-max", "0", QUESTION), "--draft-max")
+    assert_refused(cli("run", "-md", tmp_path / "none.gguf", QUESTION), "no such draft model")
+    assert_refused(cli("run", "-md", pair.text, QUESTION), "cannot draft for")
