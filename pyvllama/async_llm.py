@@ -69,6 +69,16 @@ class AsyncLLM:
         async with self._turn:
             return await self._run(lambda: self.llm.encode_image(image))
 
+    async def save_session(self, path: str | Path) -> None:
+        """As `LLM.save_session`. A task that is cancelled meanwhile ends when the file is written."""
+        async with self._turn:
+            await self._run(lambda: self.llm.save_session(path))
+
+    async def load_session(self, path: str | Path) -> int:
+        """As `LLM.load_session`."""
+        async with self._turn:
+            return await self._run(lambda: self.llm.load_session(path))
+
     async def close(self) -> None:
         """Free everything, once what runs has ended. Idempotent."""
         async with self._turn:

@@ -217,8 +217,9 @@ class Context:
 
     def interrupt(self, on: bool) -> None:
         """From another thread: while it is on, a running decode ends with Cancelled (on the CPU, and soon)."""
-        if self._hook is not None:
-            self._hook.interrupt(on)
+        hook = self._hook  # which `close` may take away meanwhile
+        if hook is not None:
+            hook.interrupt(on)
 
     def row_logits(self, row: int) -> npt.NDArray[np.float32]:
         """Logits of a row of the last batch that wanted them, float32 [n_tokens]; -1: the last one. Gone with the next.

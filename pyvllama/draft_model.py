@@ -134,8 +134,9 @@ class DraftModel(Draft):
 
     def interrupt(self, on: bool) -> None:
         """See Draft."""
-        if self._hook is not None:
-            self._hook.interrupt(on)
+        hook = self._hook  # which `close` may take away meanwhile
+        if hook is not None:
+            hook.interrupt(on)
 
     def close(self) -> None:
         """See Draft."""

@@ -50,6 +50,7 @@ class LLM:
         self._session = Session(Context(model, params))
         self._images = images
         self._cancelled = False
+        self._runs: list[Many] = []  # of chat_many; changed and copied in one step each, for other threads
         self._turn = 0  # of the call that may use the session
         self._lock = threading.Lock()  # held while llama.cpp computes
 
@@ -183,6 +184,7 @@ class LLM:
         *,
         n_parallel: int = 4,
         n_ctx: int | None = None,
+        context_shift: bool = False,
         **options: Any,
     ) -> Iterator[tuple[int, dict[str, Any] | VllamaError]]:
         """Answer many conversations, several at a time: faster than one after another.
@@ -194,22 +196,37 @@ class LLM:
             conversations: taken as they are needed.
             n_parallel: how many at a time.
             n_ctx: positions that they have together; None: as many as this model was loaded with.
+            context_shift: as for `chat`, where one alone would not fit.
             options: as for `chat`, but stream and n.
 
         Yields:
             (index, `chat.completion` object, or what went wrong with this one), in the order in which they end.
 
         Raises:
-            ConfigError: an option out of range. BackendError: as `chat`.
+            ConfigError: an option out of range. BackendError, Cancelled: as `chat`.
         """
         chosen = ChatOptions.from_options(self.model.sampling_defaults, options)
         params = replace(self._params, n_ctx=n_ctx or self._params.n_ctx, n_seq_max=n_parallel)
-        return Many(self.model, self._images, params, chosen).run(conversations)
+        return self._run(Many(self.model, self._images, params, chosen, context_shift=context_shift), conversations)
+
+    def _run(
+        self, many: Many, conversations: Iterable[Sequence[Message]]
+    ) -> Iterator[tuple[int, dict[str, Any] | VllamaError]]:
+        self._runs.append(many)
+        try:
+            yield from many.run(conversations)
+        finally:
+            self._runs.remove(many)
 
     def cancel(self) -> None:
-        """From another thread: the call that is under way ends soon with Cancelled, in the middle of a prompt, too."""
+        """From another thread: calls that are under way end soon with Cancelled, in the middle of a prompt, too.
+
+        So do runs of `chat_many`, all of them; one that nobody waits for ends when its next answer is asked for.
+        """
         self._cancelled = True
         self._interrupt(True)
+        for many in tuple(self._runs):
+            many.cancel()
 
     def logits(self, messages: Sequence[Message]) -> npt.NDArray[np.float32]:
         """Logits of every row of the rendered prompt, for evaluation.

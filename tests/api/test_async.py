@@ -9,7 +9,7 @@ from talk import EXACT, joined, text_of, user
 
 import pyvllama
 from pyvllama import AsyncLLM
-from pyvllama.errors import BackendError, ConfigError, PromptError
+from pyvllama.errors import BackendError, ConfigError, FormatError, PromptError
 
 QUESTION = [user("What colour is the star?")]
 
@@ -99,5 +99,38 @@ def test_errors_are_those_of_the_twin(pair):
         await twin.close()
         with pytest.raises(BackendError, match="closed"):
             await twin.chat(QUESTION)
+
+    asyncio.run(main())
+
+
+def test_sessions_are_saved_and_loaded(pair, tmp_path):
+    async def main():
+        options = {"n_ctx": 512, **EXACT}
+        async with await AsyncLLM.load(pair.text, pair.mmproj, **options) as twin:
+            said = text_of(await twin.chat(QUESTION, temperature=0, max_tokens=8))
+            following = [*QUESTION, {"role": "assistant", "content": said}, user("Why?")]
+            await twin.save_session(tmp_path / "session")
+            want = await twin.chat(following, temperature=0, max_tokens=8)
+        async with await AsyncLLM.load(pair.text, pair.mmproj, **options) as other:
+            loading = asyncio.create_task(other.load_session(tmp_path / "session"))
+            got = asyncio.create_task(other.chat(following, temperature=0, max_tokens=8))  # waits its turn
+            assert await loading > 0
+            assert text_of(await got) == text_of(want)
+            assert (await got)["timings"]["prompt_n"] == want["timings"]["prompt_n"]
+            with pytest.raises(FormatError):
+                await other.load_session(__file__)
+
+    asyncio.run(main())
+
+
+def test_a_draft(pair):
+    async def main():
+        options = {"n_ctx": 512, **EXACT}
+        async with await AsyncLLM.load(pair.text, pair.mmproj, **options) as twin:
+            want = await twin.chat(QUESTION, temperature=0, max_tokens=30)
+        async with await AsyncLLM.load(pair.text, pair.mmproj, draft=pair.text, n_draft=2, **options) as twin:
+            got = await twin.chat(QUESTION, temperature=0, max_tokens=30)
+        assert text_of(got) == text_of(want)
+        assert got["timings"]["draft_n"] > 0
 
     asyncio.run(main())

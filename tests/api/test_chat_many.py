@@ -1,16 +1,18 @@
 """Many conversations at a time: each answer is the one that it would get alone, however they share batch and memory."""
 
 import itertools
+import threading
 import time
 
 import numpy as np
 import pytest
-from talk import EXACT, text_of, user
+from pictures import noise
+from talk import EXACT, assistant, text_of, user
 
 import pyvllama
 from pyvllama.batching import Batcher, Request
 from pyvllama.context import Context, ContextParams
-from pyvllama.errors import ConfigError, ContextOverflow, ImageError, PromptError
+from pyvllama.errors import Cancelled, ConfigError, ContextOverflow, ImageError, PromptError
 from pyvllama.sampler import Sampler
 from pyvllama.session import Cell
 from pyvllama.types import SamplingParams
@@ -185,3 +187,69 @@ def test_the_prompts_time_is_not_the_pictures(load_tiny, monkeypatch):
     ((_, answer),) = llm.chat_many([[user(picture, "Hello")]], max_tokens=2)
     assert answer["timings"]["image_encode_ms"] >= 300
     assert answer["timings"]["prompt_ms"] < 300
+
+
+# --- cancelling, and conversations that are too long ---
+
+
+def test_cancel_ends_a_run(load_tiny, mixed, monkeypatch):
+    """In the middle of a batch, between two of them, and between two answers; then all is usable."""
+    llm = load_tiny()
+    monkeypatch.setattr(llm.model.tokenizer, "eog", frozenset())
+    want = text_of(llm.chat(mixed[0], max_tokens=8, **GREEDY))
+    for delay in (0.0, 0.05, 0.3):
+        run = llm.chat_many([mixed[0]] * 1000, max_tokens=8, **GREEDY)
+        other = llm.chat_many([mixed[1]] * 1000, max_tokens=8, **GREEDY)
+        assert text_of(next(run)[1]) == want
+        next(other)
+        timer = threading.Timer(delay, llm.cancel)
+        timer.start()
+        with pytest.raises(Cancelled):
+            list(run)
+        timer.join()
+        with pytest.raises(Cancelled):
+            next(other)
+        assert not llm._runs
+        assert text_of(llm.chat(mixed[0], max_tokens=8, **GREEDY)) == want
+        assert text_of(dict(llm.chat_many(mixed[:2], max_tokens=8, **GREEDY))[0]) == want
+
+
+def test_cancel_while_a_picture_is_encoded(load_tiny, mixed, monkeypatch):
+    llm = load_tiny(image_cache_bytes=0)
+    encode = llm._images.encode
+
+    def cancelled_meanwhile(picture, progress):
+        llm.cancel()
+        return encode(picture, progress)
+
+    monkeypatch.setattr(llm._images, "encode", cancelled_meanwhile)
+    with pytest.raises(Cancelled):
+        list(llm.chat_many([mixed[1]], **GREEDY))
+
+
+def test_a_run_that_is_over_is_not_held(load_tiny, mixed):
+    llm = load_tiny()
+    run = llm.chat_many(mixed[:3], max_tokens=4, **GREEDY)
+    next(run)
+    assert len(llm._runs) == 1
+    run.close()
+    list(llm.chat_many(mixed[:3], max_tokens=4, **GREEDY))
+    assert not llm._runs
+
+
+def test_context_shift(load_tiny):
+    """Each answer is that of the conversation without its oldest turns; what fits stays whole."""
+    llm = load_tiny(n_ctx=256)
+    long = [user(noise(seed=0), "Question 0")]
+    for i in range(1, 20):
+        long += [assistant("word " * 15), user(noise(seed=i), f"Question {i}")]
+    conversations = [long, [user("Hello")], long[2:], [user("word " * 300)]]
+    options = {**GREEDY, "max_tokens": 12}
+    answers = dict(llm.chat_many(conversations, n_parallel=2, context_shift=True, **options))
+    for i in range(3):
+        alone = llm.chat(conversations[i], context_shift=True, **options)
+        assert text_of(answers[i]) == text_of(alone)
+        assert answers[i]["dropped_turns"] == alone["dropped_turns"]
+    assert answers[0]["dropped_turns"] > 0 == answers[1]["dropped_turns"]
+    assert isinstance(answers[3], ContextOverflow)
+    assert isinstance(dict(llm.chat_many([long], **options))[0], ContextOverflow)
