@@ -113,11 +113,23 @@ def unreachable() -> tuple[type[BaseException], ...]:
     return (ConnectionError, *(e for e in named if isinstance(e, type) and issubclass(e, BaseException)))
 
 
-def fetch(repo_id: str, revision: str | None, patterns: Sequence[str]) -> Path:
+def fetch(
+    repo_id: str,
+    revision: str | None,
+    patterns: Sequence[str],
+    *,
+    local_dir: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+) -> Path:
     """Download the files that match one of the patterns into the Hub's cache; what that holds is not fetched again.
 
+    Args:
+        repo_id, revision, patterns: of the files.
+        local_dir: put them there instead of into the cache.
+        cache_dir: another place for the cache.
+
     Returns:
-        The directory of the snapshot in the cache.
+        The directory of the snapshot in the cache, or local_dir.
 
     Raises:
         ModelNotFound: see `hub_errors`.
@@ -126,7 +138,12 @@ def fetch(repo_id: str, revision: str | None, patterns: Sequence[str]) -> Path:
 
     with hub_errors(repo_id, revision):
         folder = huggingface_hub.snapshot_download(
-            repo_id, revision=revision, allow_patterns=list(patterns), library_name=LIBRARY
+            repo_id,
+            revision=revision,
+            allow_patterns=list(patterns),
+            local_dir=local_dir,
+            cache_dir=cache_dir,
+            library_name=LIBRARY,
         )
     return Path(str(folder))
 

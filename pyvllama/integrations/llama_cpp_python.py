@@ -23,6 +23,7 @@ from pyvllama.image.source import load_image
 from pyvllama.image_groups import next_group
 from pyvllama.integrations.chat_handler import ChatHandler
 from pyvllama.integrations.eyes import Eyes
+from pyvllama.integrations.from_hub import fetch_files
 from pyvllama.integrations.image_ids import ImageIds
 from pyvllama.locate import pocket_pair
 from pyvllama.prompt import build_prompt
@@ -105,6 +106,45 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp is not looked i
             self._template = self._eyes.template(self._tokenizer)
             if self.chat_handler is None:
                 self.chat_handler = ChatHandler()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo_id: str,
+        filename: str | None = None,
+        additional_files: Sequence[str] | None = None,
+        local_dir: str | Path | None = None,
+        local_dir_use_symlinks: bool | str = "auto",
+        cache_dir: str | Path | None = None,
+        *,
+        mmproj_filename: str | None = None,
+        **options: Any,
+    ) -> "Llama":
+        """As llama_cpp.Llama's: fetch a model from the Hub and load it; with its mmproj.
+
+        Args:
+            repo_id: `user/repo`.
+            filename: of the text file, or a pattern such as `*Q4_K_M.gguf`, which no mmproj fits; all parts of a split
+                file are fetched. None: as `pyvllama pull` chooses.
+            additional_files: names or patterns of more files, each of one.
+            local_dir: put the files there instead of into the Hub's cache.
+            local_dir_use_symlinks: no longer of any effect.
+            cache_dir: another place for the Hub's cache.
+            mmproj_filename: name or pattern of the mmproj; None: the one that belongs to the text file. None is
+                fetched where there is an `mmproj_path` among the options, or `vocab_only`.
+            options: of the constructor.
+
+        Raises:
+            ValueError: a pattern fits no file, or several.
+            ModelNotFound: the repository or its mmproj cannot be had. And what the constructor raises.
+        """
+        wants_mmproj = options.get("mmproj_path") is None and not options.get("vocab_only")
+        text, mmproj = fetch_files(
+            repo_id, filename, additional_files, mmproj_filename, local_dir, cache_dir, wants_mmproj=wants_mmproj
+        )
+        if mmproj is not None:
+            options["mmproj_path"] = mmproj
+        return cls(text, **options)
 
     @property
     def context_params(self) -> Any:
