@@ -19,7 +19,7 @@ from pyvllama.fingerprint import weights_fingerprint
 from pyvllama.gguf_file import GGUFFile, pairing_hash
 from pyvllama.pair_checks import check_pair, check_text
 from pyvllama.pair_template import pair_template
-from pyvllama.tokenizer import IMAGE_TOKEN, Tokenizer
+from pyvllama.tokenizer import Tokenizer
 from pyvllama.types import SamplingParams
 
 __all__ = ["Model", "TextWeights", "load_text"]
@@ -151,12 +151,8 @@ class Model:
 
     @functools.cached_property
     def image_token(self) -> int:
-        """The token that stands for an image; outside the vocabulary of a text file that knows none.
-
-        A grafted text model may have another token in its place: `<|im_start|>`, say, which its makers added.
-        """
-        token, n_tokens = int(self.hparams["image_token_id"]), self.tokenizer.n_tokens
-        return token if self.tokenizer.special_tokens.get(IMAGE_TOKEN) == token else max(token, n_tokens)
+        """The token that stands for an image, see `Tokenizer.image_token`."""
+        return self.tokenizer.image_token(int(self.hparams["image_token_id"]))
 
     @property
     def sampling_defaults(self) -> SamplingParams:

@@ -122,6 +122,16 @@ class Tokenizer:
             n_max = -n
         raise BackendError(f"llama.cpp gave no text for token {token} (it answered {n})")
 
+    def image_token(self, token: int) -> int:
+        """The token that stands for an image; outside the vocabulary of a text file that knows none.
+
+        A grafted text model may have another token in its place: `<|im_start|>`, say, which its makers added.
+
+        Args:
+            token: its id in the models that the mmproj was made for.
+        """
+        return token if self.special_tokens.get(IMAGE_TOKEN) == token else max(token, self.n_tokens)
+
     def is_unused(self, token: int) -> bool:
         """Whether a token of the vocabulary only fills a row of the embedding (`[PAD128257]`)."""
         return bool(llama_cpp.llama_vocab_get_attr(self._open, token) & llama_cpp.LLAMA_TOKEN_ATTR_UNUSED)

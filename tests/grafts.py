@@ -4,6 +4,7 @@ import struct
 from pathlib import Path
 
 import gguf_bytes
+import numpy as np
 from gguf_bytes import Gguf
 
 N_VOCAB = 1280  # the pocket model's, without the image token and its padding
@@ -15,6 +16,29 @@ def without_image_token(text: Path, target: Path) -> Path:
     def change(g: Gguf) -> None:
         cut_to_lm_head(g)
         g.set("general.name", gguf_bytes.STRING, gguf_bytes.string("somebody's own Llama 3.1"))
+
+    return gguf_bytes.rewrite(text, target, change)
+
+
+def with_own_tokens(text: Path, target: Path, n_more: int) -> Path:
+    """The same text model in F32 with tokens of its own, control tokens, where the pair has its image token."""
+
+    def change(g: Gguf) -> None:
+        for name in ("token_embd.weight", "output.weight"):
+            tensor = g.tensor(name)
+            rows = np.frombuffer(tensor.data, np.float32).reshape(tensor.dims[1], -1)[: N_VOCAB + n_more].copy()
+            rows[N_VOCAB:] = rows[300]
+            tensor.dims[1], tensor.data = N_VOCAB + n_more, rows.tobytes()
+        for key in g.keys:
+            if key.name in {"tokenizer.ggml.tokens", "tokenizer.ggml.token_type"}:
+                key.payload = cut_array(key.payload, N_VOCAB)
+                more = [gguf_bytes.string(f"<|own_{i}|>") for i in range(n_more)]
+                if key.name.endswith("type"):
+                    more = [struct.pack("<i", 3)] * n_more
+                head = struct.unpack_from("<I", key.payload)[0]
+                key.payload = struct.pack("<IQ", head, N_VOCAB + n_more) + key.payload[12:] + b"".join(more)
+            elif key.name == "llama.vocab_size":
+                key.payload = struct.pack("<I", N_VOCAB + n_more)
 
     return gguf_bytes.rewrite(text, target, change)
 

@@ -45,7 +45,7 @@ class Eyes:
         check_pair(text_file, mmproj_file, hparams)
         self._text_metadata, self._mmproj_metadata = text_file.metadata, mmproj_file.metadata
         self.preprocessor = PreprocessorConfig.from_gguf(mmproj_file.metadata)
-        self.image_token = int(hparams["image_token_id"])
+        self.image_token_id = int(hparams["image_token_id"])
         self.image_token_embd = self.mmproj.image_token_embd
         itself: Any = self  # has of a Model what the cache uses
         self.cache = VisionCache(itself, cache_bytes)

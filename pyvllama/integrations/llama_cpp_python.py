@@ -102,7 +102,9 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp is not looked i
         super().__init__(str(model_path), **options)
         self._tokenizer = Tokenizer(self._model.vocab)
         self._template: ChatTemplate | None = None
+        self._image_token = self._n_vocab
         if self._eyes is not None:
+            self._image_token = self._tokenizer.image_token(self._eyes.image_token_id)
             self._template = self._eyes.template(self._tokenizer)
             if self.chat_handler is None:
                 self.chat_handler = ChatHandler()
@@ -181,7 +183,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp is not looked i
             messages,
             self._template,
             self._tokenizer,
-            image_token_id=self._eyes.image_token,
+            image_token_id=self._image_token,
             tools=tools,
             variables=variables,
             add_generation_prompt=add_generation_prompt,
@@ -221,7 +223,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp is not looked i
         self._states = {image: self._encoded(eyes, image) for image in wanted}
         self._hook.set_n_threads(self.n_threads_batch if len(tokens) > 1 else self.n_threads)
         # llama.cpp takes tokens or embeddings, not both in a batch; a vocabulary without image token needs the latter
-        no_token = eyes.image_token >= self._n_vocab
+        no_token = self._image_token >= self._n_vocab
         for as_embd, run in groupby(zip(tokens, groups, strict=True), key=lambda row: no_token and row[0] < 0):
             ids, sees = zip(*run, strict=True)
             n_past = self.n_tokens
@@ -236,7 +238,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp is not looked i
                 if as_embd:
                     self._eval_image_rows(eyes, len(ids))
                 else:
-                    super().eval([token if token >= 0 else eyes.image_token for token in ids])
+                    super().eval([token if token >= 0 else self._image_token for token in ids])
                 decoded = True
             finally:
                 self._hook.end(decoded)
@@ -298,7 +300,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp is not looked i
         return text
 
     def _without_images(self, tokens: Sequence[int]) -> list[int]:
-        token = self._eyes.image_token if self._eyes else self._n_vocab
+        token = self._image_token
         tokens = [t if t >= 0 else token for t in tokens]
         return [t for t in tokens if t < self._n_vocab] if token >= self._n_vocab else tokens
 

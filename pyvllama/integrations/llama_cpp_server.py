@@ -17,9 +17,12 @@ from unittest.mock import patch
 
 import llama_cpp.server.__main__ as server_main
 import llama_cpp.server.app as server_app
+from fastapi import HTTPException
+from fastapi.responses import JSONResponse
 from llama_cpp.server.model import LlamaProxy
 
 from pyvllama._runtime import llama_cpp
+from pyvllama.errors import ImageError, PromptError
 from pyvllama.image.limits import ImageLimits, IPAddress
 from pyvllama.integrations.llama_cpp_python import Llama
 
@@ -35,6 +38,25 @@ _LIMITS = ImageLimits(
 )  # a client has no business in our files or network
 
 
+class _BadRequest(HTTPException):
+    """The server's routes turn every exception into a 500 but this kind."""
+
+
+async def _tell(_request: Any, refused: Exception) -> JSONResponse:
+    error = {"message": str(refused.__cause__), "type": "invalid_request_error", "param": "messages", "code": None}
+    return JSONResponse({"error": error}, status_code=400)
+
+
+class _Served(Llama):
+    def create_chat_completion(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().create_chat_completion(*args, **options)
+        except (ImageError, PromptError) as e:
+            if options.get("stream"):  # the server has sent its 200 before it asks the model: the stream just breaks
+                raise
+            raise _BadRequest(400, str(e)) from e
+
+
 class _Proxy(LlamaProxy):  # type: ignore[misc]  # llama_cpp is not looked into
     """Loads models as llama-cpp-python's does, and gives them eyes."""
 
@@ -42,7 +64,7 @@ class _Proxy(LlamaProxy):  # type: ignore[misc]  # llama_cpp is not looked into
     def load_llama_from_model_settings(settings: Any) -> Any:
         # The original turns some forty settings into arguments of llama_cpp.Llama. It runs as it is, with another
         # Llama under that name; llama_cpp itself stays untouched.
-        class Seeing(Llama):
+        class Seeing(_Served):
             __init__ = functools.partialmethod(
                 Llama.__init__, mmproj_path=settings.clip_model_path, image_limits=_LIMITS
             )
@@ -53,9 +75,15 @@ class _Proxy(LlamaProxy):  # type: ignore[misc]  # llama_cpp is not looked into
 
 
 def create_app(*args: Any, **options: Any) -> Any:
-    """llama_cpp.server.app.create_app, same arguments, with models that see. Returns the FastAPI application."""
+    """llama_cpp.server.app.create_app, same arguments, with models that see. Returns the FastAPI application.
+
+    A picture that is refused, or a chat that makes no prompt, is the client's fault: 400 instead of 500. (Not so where
+    the answer is streamed: the server begins it before it looks at the request.)
+    """
     with patch.object(server_app, "LlamaProxy", _Proxy):
-        return server_app.create_app(*args, **options)
+        app = server_app.create_app(*args, **options)
+    app.add_exception_handler(_BadRequest, _tell)
+    return app
 
 
 def main() -> None:

@@ -94,14 +94,26 @@ def test_text(client):
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:9/a.png", "http://[::1]:9/a.png", "http://169.254.169.254/a"])
-def test_clients_do_not_look_around(client, pictures, address, capfd):
+def test_clients_do_not_look_around(client, pictures, address):
     """Neither files of the server's machine nor addresses of its network."""
     for url in (str(pictures[0]), address):
-        response = client.post("/v1/chat/completions", json=body(url))
-        assert response.status_code >= 400
-        message = response.json()["error"]["message"]
+        message = refused(client, body(url))
         assert "refused" in message or "no public address" in message
-    capfd.readouterr()  # the server prints the traceback
+
+
+def refused(client, request):
+    """The message of a request that was the client's fault, in OpenAI's shape."""
+    response = client.post("/v1/chat/completions", json=request)
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
+    assert (error["type"], error["code"]) == ("invalid_request_error", None)
+    return error["message"]
+
+
+def test_what_is_no_picture(client, pictures):
+    assert "base64" in refused(client, body("data:image/png;base64,!!!"))
+    assert "not a picture" in refused(client, body("data:image/png;base64,aGVsbG8="))
+    assert client.post("/v1/chat/completions", json=body(data_uri(pictures[0]))).status_code == 200
 
 
 def test_the_command_line_is_the_servers():

@@ -6,7 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
-from grafts import without_image_token
+from grafts import with_own_tokens, without_image_token
 from talk import EXACT, assistant, data_uri, user
 
 import pyvllama
@@ -81,6 +81,20 @@ def test_numbers_of_a_text_file_without_image_token(make, pocket_pair, pictures,
     np.testing.assert_array_equal(llama.scores[: llama.n_tokens], expected)
     assert llama.input_ids[: llama.n_tokens].tolist() == tokens
     assert b"One" in llama.detokenize(tokens)
+
+
+def test_numbers_of_a_text_file_with_a_token_of_its_own_there(make, pocket_pair, pictures, tmp_path):
+    """What its makers put at the image token's id is their token, and no picture."""
+    text, messages = with_own_tokens(pocket_pair.text, tmp_path / "Own-8B-F32.gguf", 3), spread(pictures)
+    with pyvllama.load(text, pocket_pair.mmproj, **EXACT) as llm:
+        expected = llm.logits(messages)
+        image = llm.model.image_token
+    llama = make(text, mmproj_path=pocket_pair.mmproj, logits_all=True, **F32)
+    llama.eval(llama.render(messages))
+    np.testing.assert_array_equal(llama.scores[: llama.n_tokens], expected)
+    assert image == llama.n_vocab()
+    assert b"<|own_0|>" in llama.detokenize([image - 3], special=True)
+    assert b"own" not in llama.detokenize(llama.render(messages), special=True)
 
 
 def test_answers(asked, expected):

@@ -7,7 +7,7 @@ import gguf_bytes
 import numpy as np
 import pytest
 from gguf_bytes import Gguf
-from grafts import N_VOCAB, cut_array, cut_to_lm_head, without_image_token
+from grafts import N_VOCAB, cut_array, cut_to_lm_head, with_own_tokens, without_image_token
 
 import pyvllama
 from pyvllama.errors import FormatError
@@ -71,25 +71,7 @@ def test_a_text_model_with_tokens_of_its_own(pocket_pair, tmp_path, samples, n_m
     """They stand where the pair has its image token: the image's row is the mmproj's all the same, and they may be
     said.
     """
-
-    def change(g: Gguf) -> None:
-        for name in ("token_embd.weight", "output.weight"):
-            tensor = g.tensor(name)
-            rows = np.frombuffer(tensor.data, np.float32).reshape(tensor.dims[1], -1)[: N_VOCAB + n_more].copy()
-            rows[N_VOCAB:] = rows[300]
-            tensor.dims[1], tensor.data = N_VOCAB + n_more, rows.tobytes()
-        for key in g.keys:
-            if key.name in {"tokenizer.ggml.tokens", "tokenizer.ggml.token_type"}:
-                key.payload = cut_array(key.payload, N_VOCAB)
-                more = [gguf_bytes.string(f"<|own_{i}|>") for i in range(n_more)]
-                if key.name.endswith("type"):
-                    more = [struct.pack("<i", 3)] * n_more
-                head = struct.unpack_from("<I", key.payload)[0]
-                key.payload = struct.pack("<IQ", head, N_VOCAB + n_more) + key.payload[12:] + b"".join(more)
-            elif key.name == "llama.vocab_size":
-                key.payload = struct.pack("<I", N_VOCAB + n_more)
-
-    text = gguf_bytes.rewrite(pocket_pair.text, tmp_path / "Own-8B-F32.gguf", change)
+    text = with_own_tokens(pocket_pair.text, tmp_path / "Own-8B-F32.gguf", n_more)
     with pyvllama.load(pocket_pair.text, pocket_pair.mmproj, n_ctx=256, n_threads=1, **EXACT) as llm:
         want = llm.logits(messages(samples))
     with pyvllama.load(text, pocket_pair.mmproj, n_ctx=256, n_threads=1, **EXACT) as llm:
