@@ -5,12 +5,13 @@ model that `pyvllama run` takes by `-o model NAME`.
 """
 
 import asyncio
+import json
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, ClassVar
 
 import llm
-from llm.parts import AttachmentPart, TextPart
+from llm.parts import AttachmentPart, TextPart, ToolCallPart, ToolResultPart
 from pydantic import Field
 
 from pyvllama.errors import VllamaError
@@ -73,6 +74,7 @@ class _Named:
 
     can_stream = True
     supports_schema = True
+    supports_tools = True
     attachment_types: ClassVar[set[str]] = {"image/png", "image/jpeg", "image/webp", "image/gif"}
     Options = _Options
 
@@ -125,6 +127,8 @@ def _answer(source: str | None, prompt: Any, response: Any) -> Iterator[str]:
     if prompt.schema:
         schema = {"name": "answer", "schema": prompt.schema}
         options["response_format"] = {"type": "json_schema", "json_schema": schema}
+    if prompt.tools:
+        options["tools"] = [_function(tool) for tool in prompt.tools]
     try:
         with _loaded.lock:
             chunks = _loaded.get(loading).chat(_messages(prompt.messages), stream=True, **options)
@@ -137,24 +141,51 @@ def _answer(source: str | None, prompt: Any, response: Any) -> Iterator[str]:
                 response.set_usage(input=usage["prompt_tokens"], output=usage["completion_tokens"])
                 reason, timings = chunk["choices"][0]["finish_reason"], chunk.get("timings")
                 response.response_json = {"finish_reason": reason, "timings": timings}
-            if text := chunk["choices"][0]["delta"].get("content"):
+            delta = chunk["choices"][0]["delta"]
+            for call in delta.get("tool_calls", ()):
+                name, arguments = call["function"]["name"], json.loads(call["function"]["arguments"])
+                response.add_tool_call(llm.ToolCall(name, arguments, tool_call_id=call["id"]))
+            if text := delta.get("content"):
                 yield text
     except VllamaError as e:
         raise llm.ModelError(str(e)) from e
 
 
+def _function(tool: Any) -> dict[str, Any]:
+    """OpenAI's description of one of llm's tools."""
+    function = {"name": tool.name, "description": tool.description or "", "parameters": tool.input_schema}
+    return {"type": "function", "function": function}
+
+
 def _messages(messages: list[Any]) -> list[dict[str, Any]]:
     """OpenAI's shape of llm's messages. Pictures come before the text of their message, as Meta's prompts have them."""
-    found = []
+    found: list[dict[str, Any]] = []
     for message in messages:
+        results = [part for part in message.parts if isinstance(part, ToolResultPart)]
+        if results:
+            found += map(_result, results)
+            continue
         text = "".join(part.text for part in message.parts if isinstance(part, TextPart))
         images = [part.attachment for part in message.parts if isinstance(part, AttachmentPart) and part.attachment]
+        calls = [_call(part) for part in message.parts if isinstance(part, ToolCallPart)]
+        more = {"tool_calls": calls} if calls else {}
         if not images:
-            found.append({"role": message.role, "content": text})
+            found.append({"role": message.role, "content": text, **more})
             continue
         content: list[dict[str, Any]] = [{"type": "image", "image": _source(image)} for image in images]
-        found.append({"role": message.role, "content": content + [{"type": "text", "text": text}] * bool(text)})
+        found.append({"role": message.role, "content": content + [{"type": "text", "text": text}] * bool(text), **more})
     return found
+
+
+def _call(part: Any) -> dict[str, Any]:
+    function = {"name": part.name, "arguments": json.dumps(part.arguments)}
+    return {"id": part.tool_call_id or "", "type": "function", "function": function}
+
+
+def _result(part: Any) -> dict[str, Any]:
+    if part.attachments:
+        raise llm.ModelError(f"the tool {part.name} returned a picture: the model sees pictures in questions only")
+    return {"role": "tool", "tool_call_id": part.tool_call_id or "", "content": part.output}
 
 
 def _source(attachment: Any) -> Any:

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import Literal
 
 import pytest
 from pictures import encoded, noise
@@ -179,3 +180,92 @@ def test_the_asynchronous_model(pictures, expected):
         return await prompt(model, QUESTION, attachments=attachments).text()
 
     assert asyncio.run(ask()) == expected[0]
+
+
+# --- tools ---
+
+
+@pytest.fixture
+def calling(monkeypatch):
+    """The pocket model knows no tools: it is made to call one, once, by tool_choice. Returns what it was asked."""
+    asked = []
+    get = llm_plugin._Loaded.get
+
+    class Calling:
+        def __init__(self, model):
+            self.model = model
+
+        def chat(self, messages, **options):
+            asked.append((messages, options.get("tools")))
+            answered = any(message["role"] == "tool" for message in messages)
+            return self.model.chat(messages, **options, tool_choice="none" if answered else "required")
+
+    monkeypatch.setattr(llm_plugin._Loaded, "get", lambda self, options: Calling(get(self, options)))
+    return asked
+
+
+def count_letters(word: Literal["ring", "square"]) -> int:
+    """Count the letters of a word."""
+    return len(word)
+
+
+def check_conversation(asked, text, given):
+    (_, tools), (messages, _) = asked
+    (function,) = [tool["function"] for tool in tools]
+    assert (function["name"], function["description"]) == ("count_letters", "Count the letters of a word.")
+    assert function["parameters"]["properties"]["word"]["enum"] == ["ring", "square"]
+    assert [m["role"] for m in messages] == ["user", "assistant", "tool"]
+    (call,) = messages[1]["tool_calls"]
+    assert call["function"]["name"] == "count_letters"
+    word = json.loads(call["function"]["arguments"])["word"]
+    assert given == [word]
+    assert messages[2]["content"] == str(len(word))
+    assert messages[2]["tool_call_id"] == call["id"] != ""
+    assert text
+
+
+def test_tools(calling):
+    given = []
+
+    def note(tool, call):
+        given.append(call.arguments["word"])
+
+    chain = PyvllamaModel("pyvllama-pocket").chain(
+        "How many letters?", tools=[count_letters], before_call=note, options={"max_tokens": 60, "temperature": 0}
+    )
+    check_conversation(calling, chain.text(), given)
+
+
+def test_tools_of_the_asynchronous_model(calling):
+    given = []
+
+    async def ask():
+        async def note(tool, call):
+            given.append(call.arguments["word"])
+
+        chain = AsyncPyvllamaModel("pyvllama-pocket").chain(
+            "How many letters?", tools=[count_letters], before_call=note, options={"max_tokens": 60, "temperature": 0}
+        )
+        return await chain.text()
+
+    check_conversation(calling, asyncio.run(ask()), given)
+
+
+def test_a_tool_that_is_not_called():
+    chain = PyvllamaModel("pyvllama-pocket").chain("Who are you?", tools=[count_letters], options={"temperature": 0})
+    assert chain.text()
+    assert len(list(chain.responses())) == 1
+
+
+def test_the_program_passes_tools_on(program):
+    """llm refuses tools to models that do not support them."""
+    got = program("-m", "pyvllama-pocket", "-T", "llm_version", "-o", "temperature", "0", "Who are you?", "--no-log")
+    assert got.returncode == 0, got.stderr
+    assert got.stdout.strip()
+
+
+def test_a_picture_that_a_tool_returns():
+    result = llm.parts.ToolResultPart(name="look", output="", attachments=[llm.Attachment(content=encoded(noise()))])
+    message = llm.parts.Message(role="tool", parts=[result])
+    with pytest.raises(llm.ModelError, match="look returned a picture"):
+        llm_plugin._messages([message])
