@@ -28,8 +28,8 @@ def _draft_options(command: Command) -> Command:
     # llama.cpp's names, today's and the one that people know; it has none for prompt lookup alone.
     options = (
         click.option("-md", "--model-draft", "--spec-draft-model", "draft_model", metavar="FILE",
-                     help="A small text GGUF of the same vocabulary guesses tokens ahead: the same answer, sooner where "
-                          "it guesses well."),
+                     help="A small text GGUF of the same vocabulary guesses tokens ahead: the same answer, sooner "
+                          "where it guesses well."),
         click.option("--draft-lookup", is_flag=True, help="Guess ahead from what the prompt and the answer repeat."),
         click.option("--draft-max", "--spec-draft-n-max", "n_draft", type=click.IntRange(1, MAX_N_DRAFT),
                      help=f"Tokens guessed at a time. Default: {DEFAULT_N_DRAFT}."),

@@ -70,10 +70,9 @@ THIRD_PARTY = {
     "prompt_toolkit": ["cli.chat."],
     "PIL": ["image.", "vision_cache", "integrations.image_ids", "cli.chat."],
     "starlette": ["server."],
-    "fastapi": ["integrations.llama_cpp_server"],
     "llm": ["integrations.llm_plugin"],
     "pydantic": ["integrations.llm_plugin", "server."],
-    "fastapi": ["server."],
+    "fastapi": ["server.", "integrations.llama_cpp_server"],
     "uvicorn": ["server.http_server"],
     "prometheus_client": ["server.metrics"],
     "numpy": [
