@@ -1,7 +1,7 @@
 """The async twin of LLM: same methods, awaited; calls queue up instead of being refused."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from pyvllama.errors import BackendError
+from pyvllama.errors import BackendError, VllamaError
 from pyvllama.llm import LLM, Message
 from pyvllama.loading import load
 
@@ -58,6 +58,15 @@ class AsyncLLM:
             return self._chunks(messages, options)
         async with self._turn:
             return await self._run(lambda: self.llm.chat(messages, **options))
+
+    async def chat_many(
+        self, conversations: Iterable[Sequence[Message]], **options: Any
+    ) -> AsyncIterator[tuple[int, dict[str, Any] | VllamaError]]:
+        """As `LLM.chat_many`, an async iterator, which may be abandoned at any answer. Other calls wait for its end."""
+        async with self._turn:
+            answers = await self._run(lambda: self.llm.chat_many(conversations, **options))
+            while (answer := await self._run(lambda: next(answers, _END))) is not _END:
+                yield answer
 
     async def logits(self, messages: Sequence[Message]) -> npt.NDArray[np.float32]:
         """As `LLM.logits`."""

@@ -99,5 +99,5 @@ class Speculation:
         for token in draft.propose(self._tokens, n)[:n]:
             if not 0 <= token < model.n_vocab or token in barred:
                 break
-            cells.append(Cell(token))
+            cells.append(Cell(int(token)))
         return cells

@@ -99,8 +99,13 @@ def load(
     if n_draft is not None and (draft is None or isinstance(draft, Draft)):
         raise ConfigError("n_draft needs draft: 'lookup' or the path of a small text GGUF")
 
+    path = None if draft is None or draft == LOOKUP or isinstance(draft, Draft) else _draft_path(draft)
+    n_max = n_draft or DEFAULT_N_DRAFT
+
     def make(model: Model, params: ContextParams, images: VisionCache) -> LLM:
-        guesser = _draft(draft, n_draft, model, params, n_gpu_layers=n_gpu_layers, use_mmap=use_mmap)
+        guesser = draft if isinstance(draft, Draft) else PromptLookup(n_max) if draft == LOOKUP else None
+        if path is not None:
+            guesser = DraftModel(path, model, params, n_max, n_gpu_layers=n_gpu_layers, use_mmap=use_mmap)
         return LLM(model, params, images, guesser)
 
     return _load(make, **given)
@@ -178,21 +183,8 @@ def _load(
         raise
 
 
-def _draft(
-    draft: str | Path | Draft | None,
-    n_draft: int | None,
-    model: Model,
-    params: ContextParams,
-    *,
-    n_gpu_layers: int,
-    use_mmap: bool,
-) -> Draft | None:
-    if draft is None or isinstance(draft, Draft):
-        return draft
-    if draft == LOOKUP:
-        return PromptLookup(n_draft or DEFAULT_N_DRAFT)
+def _draft_path(draft: str | Path) -> Path:
     path = as_path(draft)
     if not path.is_file():
         raise ModelNotFound(f"{path}: there is no such draft model; name a text GGUF, or 'lookup' to do without one")
-    n_max = n_draft or DEFAULT_N_DRAFT
-    return DraftModel(path, model, params, n_max, n_gpu_layers=n_gpu_layers, use_mmap=use_mmap)
+    return path

@@ -134,3 +134,31 @@ def test_a_draft(pair):
         assert got["timings"]["draft_n"] > 0
 
     asyncio.run(main())
+
+
+def test_many_answers(pair):
+    conversations = [[user(f"Hello {i}")] for i in range(6)]
+    options = {"temperature": 0, "max_tokens": 12}
+
+    async def main():
+        async with await AsyncLLM.load(pair.text, pair.mmproj, n_ctx=512, **EXACT) as twin:
+            many = {i: text_of(a) async for i, a in twin.chat_many(conversations, n_parallel=3, **options)}
+            assert many == {i: text_of(await twin.chat(c, **options)) for i, c in enumerate(conversations)}
+            with pytest.raises(ConfigError):
+                async for _ in twin.chat_many(conversations, n=2):
+                    pass
+
+            async def take_one():
+                async for _ in twin.chat_many(conversations * 1000, **options):
+                    started.set()
+
+            started = asyncio.Event()
+            task = asyncio.create_task(take_one())
+            await started.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert not twin.llm._runs
+            assert text_of(await twin.chat(conversations[0], **options)) == many[0]
+
+    asyncio.run(main())
