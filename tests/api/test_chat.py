@@ -369,3 +369,15 @@ def test_two_models_side_by_side(llm, question):
             pieces.append(chunk)
             assert text_of(other.chat([user("Hello!")])) == "Hello! Please show me an image."
         assert joined(pieces) == ANSWER
+
+
+@pytest.mark.parametrize("end", ["<|eot_id|>", "<|eom_id|>", "<|end_of_text|>"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_each_end_token_ends_an_answer_and_is_not_shown(llm, question, end, stream):
+    token = llm.model.tokenizer.special_tokens[end]
+    got = llm.chat(question, temperature=0, max_tokens=8, logit_bias={token: 1000.0}, stream=stream)
+    chunks = list(got) if stream else []
+    assert (joined(chunks) if stream else text_of(got)) == ""
+    last = chunks[-1] if stream else got
+    assert last["choices"][0]["finish_reason"] == "stop"
+    assert last["usage"]["completion_tokens"] == 1
