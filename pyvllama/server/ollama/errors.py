@@ -1,0 +1,1 @@
+"""Errors in Ollama's shape: `{"error": "words"}`."""

@@ -1,0 +1,41 @@
+"""Names of models between Ollama's habits and ours."""
+
+import re
+
+from pyvllama.errors import ConfigError, ModelNotFound
+from pyvllama.hub_models import parse_hub_name
+
+__all__ = ["displayed", "hub_name", "own_name"]
+
+_HUB_HOSTS = re.compile(r"(?:https?://)?(?:www\.)?(?:hf\.co|huggingface\.co)/", re.IGNORECASE)
+_LATEST = ":latest"
+
+
+def displayed(name: str) -> str:
+    """A model's name as Ollama lists it: with a tag, `latest` if it has none of its own."""
+    return name if ":" in name.rsplit("/", 1)[-1] else name + _LATEST
+
+
+def own_name(name: str) -> str:
+    """The name that our pool knows: without `hf.co/` before it and `:latest` behind it."""
+    bare = _HUB_HOSTS.sub("", name, count=1) if _HUB_HOSTS.match(name) else name
+    return bare.removesuffix(_LATEST)
+
+
+def hub_name(name: str) -> tuple[str, str | None]:
+    """(`user/repo`, QUANT or None) of what a client wants to pull: `user/repo[:QUANT]`, `hf.co/user/repo[:QUANT]`.
+
+    Raises:
+        ConfigError: no name was given.
+        ModelNotFound: it is no repository of the Hub; one of Ollama's library, most likely.
+    """
+    if not name:
+        raise ConfigError("model is required")
+    found = parse_hub_name(own_name(name))
+    if found is None:
+        raise ModelNotFound(
+            f"{name!r:.200} cannot be pulled: this is pyvllama, not Ollama, and has no access to Ollama's library. "
+            "Pull GGUF files from the Hub by USER/REPO or USER/REPO:QUANT (hf.co/USER/REPO:QUANT is taken too); a "
+            "model that Ollama has already downloaded is served with `pyvllama serve ollama:NAME`"
+        )
+    return found
