@@ -15,6 +15,7 @@ from pyvllama.hub_client import HUB, BytesProgress, fetch, is_hub_id, list_files
 from pyvllama.types import Pair
 
 __all__ = [
+    "DEFAULT_QUANTS",
     "FileProgress",
     "PairNames",
     "check_mmproj",
@@ -29,7 +30,8 @@ __all__ = [
 FileProgress = Callable[[str, int, int | None], bool | None]
 """Called with (path in the repository, bytes that are there, bytes in all or None); returning False stops."""
 
-_DEFAULT_QUANTS = ("Q4_K_M", "Q8_0")  # llama.cpp's, in this order; then whatever comes first
+DEFAULT_QUANTS = ("Q4_K_M", "Q8_0")
+"""The types of a text file that are chosen if none is named, llama.cpp's; then whatever comes first."""
 _MMPROJ_TYPES = ("Q8_0", "F16", "BF16", "F32")
 """The towers' types, best choice first: no larger than it need be, no worse than has been measured."""
 
@@ -168,7 +170,7 @@ def select_pair(
     texts = [name for name in files if is_text_name(name)]
     if not texts:
         raise ModelNotFound(f"{where}: no GGUF file of a text model in it. {_listing(files, where)}")
-    text = _of_types(texts, (quant,) if quant else _DEFAULT_QUANTS, where)
+    text = _of_types(texts, (quant,) if quant else DEFAULT_QUANTS, where)
     if text is None and quant:
         raise ModelNotFound(f"{where}: no text file of type {quant} in it. {_listing(texts, where)}")
     text = text or texts[0]

@@ -195,10 +195,11 @@ def test_names_to_pull():
 
 
 def test_messages():
+    call = {"name": "f", "arguments": {"a": 1}}
     given = [
         {"role": "System", "content": "Be brief."},
         {"role": "user", "content": "What is this?", "images": [BASE64, f"data:image/png;base64,{BASE64}"]},
-        {"role": "assistant", "content": "", "thinking": "hm", "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]},
+        {"role": "assistant", "content": "", "thinking": "hm", "tool_calls": [{"function": call}]},
         {"role": "tool", "content": "42", "tool_name": "f"},
         {"role": "assistant", "content": None},
         {"role": "user", "images": [BASE64]},
@@ -211,7 +212,7 @@ def test_messages():
         {
             "role": "assistant",
             "content": "",
-            "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}],
+            "tool_calls": [{"type": "function", "function": call}],
         },
         {"role": "tool", "content": "42", "name": "f"},
         {"role": "assistant", "content": ""},
@@ -327,7 +328,10 @@ def test_the_last_line_has_the_costs_in_nanoseconds():
 
 @pytest.mark.parametrize(
     ("n", "text"),
-    [(0, "0"), (999, "999"), (900_000, "900K"), (1_520_000, "1.52M"), (7_000_000, "7M"), (9_775_192_064, "9.8B"), (13 * 10**9, "13B")],
+    [
+        (0, "0"), (999, "999"), (900_000, "900K"), (1_520_000, "1.52M"), (7_000_000, "7M"), (9_775_192_064, "9.8B"),
+        (13 * 10**9, "13B"),
+    ],
 )  # fmt: skip
 def test_counts_of_parameters(n, text):
     assert human_number(n) == text

@@ -1,11 +1,13 @@
 """Names of models between Ollama's habits and ours."""
 
 import re
+from collections.abc import Sequence
 
 from pyvllama.errors import ConfigError, ModelNotFound
-from pyvllama.hub_models import parse_hub_name
+from pyvllama.hub_models import DEFAULT_QUANTS, parse_hub_name
+from pyvllama.server.model_list import ModelCard
 
-__all__ = ["displayed", "hub_name", "own_name"]
+__all__ = ["displayed", "find_card", "hub_name", "own_name"]
 
 _HUB_HOSTS = re.compile(r"(?:https?://)?(?:www\.)?(?:hf\.co|huggingface\.co)/", re.IGNORECASE)
 _LATEST = ":latest"
@@ -20,6 +22,25 @@ def own_name(name: str) -> str:
     """The name that our pool knows: without `hf.co/` before it and `:latest` behind it."""
     bare = _HUB_HOSTS.sub("", name, count=1) if _HUB_HOSTS.match(name) else name
     return bare.removesuffix(_LATEST)
+
+
+def find_card(cards: Sequence[ModelCard], name: str) -> ModelCard | None:
+    """The model that a client means, None if there is none.
+
+    A repository's name alone means the one of its models that `pull` would choose.
+    """
+    wanted = own_name(name)
+    for card in cards:
+        if card.answers_to(wanted):
+            return card
+    if (hub := parse_hub_name(wanted)) is None or hub[1] is not None:
+        return None
+    prefixes = (f"{wanted.lower()}:", f"{wanted.lower()}/")
+    found = [card for card in cards if card.is_kept and card.name.lower().startswith(prefixes)]
+    for quant in DEFAULT_QUANTS:
+        if (best := next((card for card in found if card.type == quant), None)) is not None:
+            return best
+    return min(found, key=lambda card: card.name, default=None)
 
 
 def hub_name(name: str) -> tuple[str, str | None]:

@@ -1,0 +1,54 @@
+"""`POST /api/chat`."""
+
+from contextlib import AsyncExitStack
+from dataclasses import replace
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from pyvllama.chat_options import ChatOptions
+from pyvllama.grammar import constraint_of_tools
+from pyvllama.server.ollama.answers import AnswerShape
+from pyvllama.server.ollama.messages import openai_messages, openai_tools
+from pyvllama.server.ollama.options import sampling_options
+from pyvllama.server.ollama.requested import load_or_unload, use_model
+from pyvllama.server.ollama.responses import ChatResponse
+from pyvllama.server.ollama.route import OllamaRoute, json_response
+from pyvllama.server.ollama.schema import ChatRequest
+from pyvllama.server.ollama.streams import deliver, streamed
+from pyvllama.server.served_model import ServedModel
+
+__all__ = ["router"]
+
+router = APIRouter(tags=["Ollama"], route_class=OllamaRoute)
+_ANSWERS = streamed(
+    ChatResponse, "The answer; streamed: a line for each piece of it, the last one with `done` and what it cost."
+)
+
+
+@router.post("/api/chat", response_model=ChatResponse, responses=_ANSWERS)
+async def chat(request: Request, body: ChatRequest) -> Response:
+    """Answer a conversation, with pictures in it or without."""
+    shape = AnswerShape(body.model, is_chat=True)
+    if not body.messages:
+        return json_response(await load_or_unload(request, body, shape))
+    messages = openai_messages(body.messages)
+    async with AsyncExitStack() as stack:
+        begun = await use_model(request, stack, body)
+        answer = await begun.served.chat(
+            messages,
+            _options(begun.served, body),
+            limits=request.app.state.image_limits,
+            deadline_s=request.app.state.settings.deadline_s,
+            context_shift=body.truncate is not False,
+        )
+        return await deliver(request, stack, begun, answer, shape, stream=body.stream is not False)
+
+
+def _options(served: ServedModel, body: ChatRequest) -> ChatOptions:
+    """Beside a format the tools are shown to the model, but the format is what the answer has: so does Ollama."""
+    found, tools = sampling_options(body, served.n_ctx), openai_tools(body.tools)
+    if "response_format" not in found:
+        return ChatOptions.from_options(served.model.sampling_defaults, {**found, "tools": tools})
+    constraint_of_tools(tools, None)  # they are to be right all the same
+    return replace(ChatOptions.from_options(served.model.sampling_defaults, found), tools=tools)
