@@ -20,7 +20,7 @@ from pyvllama.server.served_model import ServedModel
 N_CTX = 2048
 
 
-def make_app(**given: Any) -> FastAPI:
+def make_app(*, alone: bool = True, **given: Any) -> FastAPI:
     settings = SimpleNamespace(
         **{"deadline_s": None, "manage_models": False, "aliases": (), "n_gpu_layers": 0, "keep_alive_s": None, **given}
     )
@@ -29,18 +29,25 @@ def make_app(**given: Any) -> FastAPI:
     def load(card):
         return ServedModel.load(card.name, card.pair.text, card.pair.mmproj, n_slots=4, n_ctx=N_CTX, n_threads=1)
 
-    app = FastAPI()
+    pool = ModelPool(lambda: [default] if alone else model_cards(default), load, keep_alive_s=settings.keep_alive_s)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI):
+        yield
+        await pool.close()
+
+    app = FastAPI(lifespan=lifespan)
     for module in (chat, generate, models):
         app.include_router(module.router)
     app.state.settings = settings
     app.state.image_limits = ImageLimits(allow_files=False)
-    app.state.pool = ModelPool(lambda: model_cards(default), load, keep_alive_s=settings.keep_alive_s)
+    app.state.pool = pool
     return app
 
 
 @contextlib.contextmanager
 def serving(**given: Any) -> Iterator[Any]:
-    """serving(**settings) -> an object with `url` and `app`."""
+    """serving(**settings) -> an object with `url` and `app`; no model lies in a cache."""
     app = make_app(**given)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)
