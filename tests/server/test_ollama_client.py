@@ -648,7 +648,8 @@ def test_too_many_requests(endless):
     try:
         body = {"model": NAME, "messages": [ask("Hello!")]}
         with httpx.stream("POST", f"{endless.url}/api/chat", json=body) as response:
-            next(response.iter_lines())
+            lines = response.iter_lines()
+            next(lines)
             refused = httpx.post(f"{endless.url}/api/chat", json=body)
         assert refused.status_code == 429
         assert int(refused.headers["retry-after"]) >= 1
