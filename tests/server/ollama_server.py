@@ -1,63 +1,68 @@
-"""A server with Ollama's API alone and the pocket model, on a real socket in a thread."""
+"""Servers for the tests of Ollama's API, and a program that serves on its own."""
 
 import contextlib
-import threading
+import os
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
-import uvicorn
-from fastapi import FastAPI
+import httpx
+from hub_server import Hub
+from shell import SMALL, Running
+from shell import serving as shell_serving
 
-from pyvllama.image.limits import ImageLimits
-from pyvllama.locate import pocket_pair
-from pyvllama.server.model_list import default_card, model_cards
-from pyvllama.server.model_pool import ModelPool
-from pyvllama.server.ollama import chat, generate, models
-from pyvllama.server.served_model import ServedModel
+from pyvllama.server.settings import Settings
 
-N_CTX = 2048
-
-
-def make_app(*, alone: bool = True, **given: Any) -> FastAPI:
-    settings = SimpleNamespace(
-        **{"deadline_s": None, "manage_models": False, "aliases": (), "n_gpu_layers": 0, "keep_alive_s": None, **given}
-    )
-    default = default_card(pocket_pair(), settings.aliases)
-
-    def load(card):
-        return ServedModel.load(card.name, card.pair.text, card.pair.mmproj, n_slots=4, n_ctx=N_CTX, n_threads=1)
-
-    pool = ModelPool(lambda: [default] if alone else model_cards(default), load, keep_alive_s=settings.keep_alive_s)
-
-    @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI):
-        yield
-        await pool.close()
-
-    app = FastAPI(lifespan=lifespan)
-    for module in (chat, generate, models):
-        app.include_router(module.router)
-    app.state.settings = settings
-    app.state.image_limits = ImageLimits(allow_files=False)
-    app.state.pool = pool
-    return app
+N_CTX = SMALL["n_ctx"]
+READY_S = 60
 
 
 @contextlib.contextmanager
-def serving(**given: Any) -> Iterator[Any]:
-    """serving(**settings) -> an object with `url` and `app`; no model lies in a cache."""
-    app = make_app(**given)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.01)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        yield SimpleNamespace(url=f"http://127.0.0.1:{port}", app=app)
-    finally:
-        server.should_exit = True
-        thread.join(60)
+def serving(**settings: Any) -> Iterator[Running]:
+    """A server with the pocket model and these settings, on a real socket; what lies in caches is not seen."""
+    with (
+        mock.patch("pyvllama.server.model_list.inventory", return_value=[]),
+        shell_serving(Settings(port=0, **{**SMALL, **settings})) as running,
+    ):
+        yield running
+
+
+@contextlib.contextmanager
+def serving_program(hub: Hub, home: Path, *arguments: object) -> Iterator[str]:
+    """The address of a `pyvllama serve` with this hub for the Hub, and all caches below `home`."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING", "PYVLLAMA_"))}
+    ours = {
+        "HF_HOME": str(home / "hf"),
+        "HF_ENDPOINT": hub.url,
+        "HF_HUB_DISABLE_XET": "1",
+        "PYVLLAMA_CACHE": str(home / "cache"),
+    }
+    program = [sys.executable, "-m", "pyvllama.cli.main", "serve", "--port", "0", "-t", "1", "-c", str(N_CTX)]
+    command = [*program, *map(str, arguments)]
+    log = home / "log.txt"
+    with log.open("w") as stderr, subprocess.Popen(command, env=clean | ours, stderr=stderr, text=True) as process:
+        try:
+            yield _address(process, log)
+        finally:
+            process.terminate()
+            process.wait(30)
+    assert "Traceback" not in log.read_text(), log.read_text()
+
+
+def _address(process: subprocess.Popen[str], log: Path) -> str:
+    """Once it is ready."""
+    end = time.monotonic() + READY_S
+    while time.monotonic() < end:
+        assert process.poll() is None, log.read_text()
+        if found := re.search(r"Listening at (\S+)", log.read_text()):
+            url = found[1].replace("localhost", "127.0.0.1")
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(f"{url}/health").status_code == 200:
+                    return url
+        time.sleep(0.05)
+    raise AssertionError(log.read_text())

@@ -90,9 +90,7 @@ def test_what_goes_over_the_wire(server, picture):
     response = httpx.post(f"{server.url}/api/chat", content=json.dumps(body))
     assert response.headers["content-type"] == "application/x-ndjson"  # streaming is the default
     lines = [json.loads(line) for line in response.text.splitlines()]
-    assert list(lines[0]) == ["model", "created_at", "done", "message"] or set(lines[0]) == {
-        "model", "created_at", "done", "message",
-    }  # fmt: skip
+    assert set(lines[0]) == {"model", "created_at", "done", "message"}
     assert lines[0]["message"] == {"role": "assistant", "content": "A"}
     assert set(lines[-1]) == {
         "model", "created_at", "done", "done_reason", "message", "total_duration", "load_duration",
@@ -505,10 +503,10 @@ def test_requests_that_cannot_be_answered(client, stream):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "missing request body"),
+        (b"", "a JSON body is required"),
         (b"{", "the body is no valid JSON"),
-        (b"[]", "the body: "),
-        (b"{}", "model: Field required"),
+        (b"[]", "valid dictionary"),
+        (b"{}", "model: is required"),
         (b'{"model": ""}', "model is required"),
         (b'{"model": 1}', "model: "),
         (b'{"model": "x", "options": {"temperature": NaN}}', "options.temperature"),
@@ -519,7 +517,7 @@ def test_requests_that_cannot_be_answered(client, stream):
 )
 def test_broken_requests(server, content, words):
     for path in ("chat", "generate", "show"):
-        if path == "show" and words == "model: Field required":
+        if path == "show" and words == "model: is required":
             continue  # `name` would do as well
         response = httpx.post(f"{server.url}/api/{path}", content=content)
         assert response.status_code in (400, 404)
@@ -543,7 +541,7 @@ def test_management_needs_leave(client):
     for call in (client.pull, client.delete):
         status, error = refusal(call, "somebody/Repo")
         assert status == 403
-        assert "--manage-models" in error
+        assert "start it with --ollama" in error
     assert refusal(client.delete, NAME)[0] == 403
     assert client.pull(NAME).status == "success"  # it is here: apps pull before they ask
     assert [step.status for step in client.pull(NAME, stream=True)] == ["success"]

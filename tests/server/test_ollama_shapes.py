@@ -91,16 +91,6 @@ def test_wrong_types_are_refused(given):
         options(**given)
 
 
-def test_a_larger_num_ctx_is_logged_and_ignored(caplog):
-    caplog.set_level("INFO", logger="pyvllama")
-    request = chat(options={"num_ctx": 131072, "temperature": 0})
-    assert sampling_options(request, n_ctx=8192) == {"temperature": 0}
-    assert "num_ctx 131072 was asked for, the context has 8192" in caplog.text
-    caplog.clear()
-    sampling_options(chat(options={"num_ctx": 4096}), n_ctx=8192)
-    assert not caplog.records
-
-
 def test_format():
     schema = {"type": "object", "properties": {"age": {"type": "integer"}}}
     assert sampling_options(chat(format="json")) == {"response_format": {"type": "json_object"}}

@@ -47,7 +47,7 @@ async def chat(request: Request, body: ChatRequest) -> Response:
 
 def _options(served: ServedModel, body: ChatRequest) -> ChatOptions:
     """Beside a format the tools are shown to the model, but the format is what the answer has: so does Ollama."""
-    found, tools = sampling_options(body, served.n_ctx), openai_tools(body.tools)
+    found, tools = sampling_options(body), openai_tools(body.tools)
     if "response_format" not in found:
         return ChatOptions.from_options(served.model.sampling_defaults, {**found, "tools": tools})
     constraint_of_tools(tools, None)  # they are to be right all the same

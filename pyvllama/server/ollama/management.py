@@ -28,7 +28,7 @@ _PROGRESS = streamed(ProgressResponse, "How it ended; streamed: a line for each 
 _DELETED = {200: {"description": "It is deleted; the body is empty."}, **ERRORS}
 
 _NOT_ALLOWED = (
-    "clients may not fetch or delete models on this server: start it with --manage-models to let them, or use "
+    "clients may not fetch or delete models on this server: start it with --ollama to let them, or use "
     "`pyvllama pull` and `pyvllama rm` on its machine"
 )
 
@@ -89,7 +89,8 @@ async def _lines(steps: AsyncIterator[ProgressResponse]) -> AsyncIterator[bytes]
 async def _last(steps: AsyncIterator[ProgressResponse], request: Request) -> ProgressResponse:
     latest = ProgressResponse(status="success")
     try:
-        async for latest in steps:
+        async for step in steps:
+            latest = step
             if await request.is_disconnected():
                 raise Cancelled("the client has gone")
     finally:

@@ -36,7 +36,7 @@ API_VERSION = "0.24.0"
 """The version of Ollama whose API this is: the last one that ran this model. Clients compare it with what they need
 (0.6.4 for what `/api/show` says, 0.12.11 for logprobs), so it is three numbers and nothing else."""
 
-logger = logging.getLogger("pyvllama")
+logger = logging.getLogger("pyvllama.server")
 
 router = APIRouter(tags=["Ollama"], route_class=OllamaRoute)
 

@@ -11,10 +11,12 @@ __all__ = ["displayed", "find_card", "hub_name", "own_name"]
 
 _HUB_HOSTS = re.compile(r"(?:https?://)?(?:www\.)?(?:hf\.co|huggingface\.co)/", re.IGNORECASE)
 _LATEST = ":latest"
+_FROM_OLLAMA = "ollama:"  # before the name of a model that `pyvllama serve ollama:NAME` took from Ollama's files
 
 
 def displayed(name: str) -> str:
     """A model's name as Ollama lists it: with a tag, `latest` if it has none of its own."""
+    name = name.removeprefix(_FROM_OLLAMA)
     return name if ":" in name.rsplit("/", 1)[-1] else name + _LATEST
 
 
@@ -31,7 +33,7 @@ def find_card(cards: Sequence[ModelCard], name: str) -> ModelCard | None:
     """
     wanted = own_name(name)
     for card in cards:
-        if card.answers_to(wanted):
+        if card.answers_to(wanted) or card.answers_to(_FROM_OLLAMA + wanted):
             return card
     if (hub := parse_hub_name(wanted)) is None or hub[1] is not None:
         return None

@@ -1,14 +1,11 @@
 """Ollama's `options` and `format` in our words."""
 
-import logging
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from pyvllama.server.ollama.schema import Format, Inference, Options
 
 __all__ = ["response_format", "sampling_options"]
-
-_log = logging.getLogger(__name__)
 
 _N_SEEDS = 2**32 - 1  # ours are 0 to 2**32 - 2
 _MAX_INT = 2**31 - 1
@@ -52,17 +49,9 @@ _RULES: dict[str, _Rule] = {  # Ollama's option -> ours; what is out of range mo
 }
 
 
-def sampling_options(request: Inference, n_ctx: int | None = None) -> dict[str, Any]:
-    """What `ChatOptions.from_options` takes, of a request's `options`, `format` and `logprobs`; never out of range.
-
-    Args:
-        request: of chat or generate.
-        n_ctx: positions of the context; a request for more is logged, and gets these. (Most apps send a num_ctx; to
-            refuse them for it would help nobody.)
-    """
+def sampling_options(request: Inference) -> dict[str, Any]:
+    """What `ChatOptions.from_options` takes, of a request's `options`, `format` and `logprobs`; never out of range."""
     options = request.options or Options()
-    if options.num_ctx is not None and n_ctx is not None and options.num_ctx > n_ctx:
-        _log.info("num_ctx %d was asked for, the context has %d: see --ctx-size", options.num_ctx, n_ctx)
     found: dict[str, Any] = {}
     for name, rule in _RULES.items():
         value = getattr(options, name)

@@ -16,6 +16,7 @@ from pyvllama.server.ollama.durations import FOREVER_S, duration_s
 from pyvllama.server.ollama.errors import OllamaError, not_found
 from pyvllama.server.ollama.names import find_card
 from pyvllama.server.ollama.schema import Inference
+from pyvllama.server.request_log import log_fields
 from pyvllama.server.served_model import ServedModel
 
 __all__ = ["Begun", "card_named", "load_or_unload", "use_model"]
@@ -29,15 +30,18 @@ class Begun:
         served: the model.
         start: when the request came, by time.perf_counter.
         load_s: seconds until the model was there.
+        log: what stands in the request's line of the log.
     """
 
     served: ServedModel
     start: float
     load_s: float
+    log: dict[str, Any]
 
     def costs(self, answer: Answer) -> dict[str, int]:
-        """What an answer that has ended did cost."""
+        """What an answer that has ended did cost; the log has it, too."""
         total_s = time.perf_counter() - self.start
+        self.log.update({name: round(value, 1) for name, value in answer.timings.as_dict().items()})
         return metrics(answer.timings, answer.usage, load_s=self.load_s, total_s=total_s)
 
 
@@ -69,7 +73,11 @@ async def use_model(request: Request, stack: AsyncExitStack, body: Inference) ->
         more["keep_alive_s"] = None if keep_alive_s == FOREVER_S else keep_alive_s
     card = await card_named(pool, body.model)
     served = await stack.enter_async_context(pool.use(card.name, **more))
-    return Begun(served, start, time.perf_counter() - start)
+    log = log_fields(request.scope)
+    log["model"] = card.name
+    if body.options is not None and (body.options.num_ctx or 0) > served.n_ctx:
+        log["num_ctx_ignored"] = body.options.num_ctx  # most apps send one: to refuse them would help nobody
+    return Begun(served, start, time.perf_counter() - start, log)
 
 
 async def load_or_unload(request: Request, body: Inference, shape: AnswerShape) -> Any:

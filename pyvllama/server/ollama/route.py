@@ -1,16 +1,12 @@
-"""A route of Ollama's API: it takes JSON whatever the request calls it, and fails in Ollama's shape."""
+"""A route of Ollama's API: it takes JSON, whatever the request calls it."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-
-from pyvllama.server.ollama.errors import ollama_error
 
 __all__ = ["OllamaRoute", "json_response"]
 
@@ -23,24 +19,18 @@ class OllamaRoute(APIRoute):
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The handler, with what is said above around it."""
+        """The handler, told that the body is JSON."""
         handle = super().get_route_handler()
 
         async def answer(request: Request) -> Response:
-            try:
-                await request.body()  # here, so that what a middleware says of it arrives as it is
-                headers = [(k, v) for k, v in request.scope["headers"] if k != b"content-type"]
-                request.scope["headers"] = [*headers, (b"content-type", b"application/json")]
-                request.__dict__.pop("_headers", None)
-                return await handle(request)
-            except (RequestValidationError, HTTPException) as e:
-                return ollama_error(e)
-            except Exception as e:
-                return ollama_error(e)
+            headers = [(name, value) for name, value in request.scope["headers"] if name != b"content-type"]
+            headers.append((b"content-type", b"application/json"))
+            request.scope["headers"] = headers  # in place: others write into this scope, too
+            return await handle(Request(request.scope, request.receive))
 
         return answer
 
 
-def json_response(model: BaseModel, status: int = 200) -> Response:
+def json_response(model: BaseModel) -> Response:
     """An answer as JSON; fields that are None are left out."""
-    return Response(model.model_dump_json(exclude_none=True), status, media_type="application/json")
+    return Response(model.model_dump_json(exclude_none=True), media_type="application/json")
