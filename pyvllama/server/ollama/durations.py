@@ -15,12 +15,13 @@ DURATION = rf"^[+-]?(({_PART})+|\d+(\.\d+)?)$"
 
 FOREVER_S = math.inf
 """A duration that does not end."""
+_LONGEST_S = 1e9
 FOREVER = timedelta(microseconds=(2**63 - 1) // 1000)
 """How Ollama shows it: Go's longest duration, 292 years."""
 
 
 def duration_s(value: float | str | None) -> float | None:
-    """`keep_alive` in seconds; FOREVER_S for negative ones, None if it was not given.
+    """`keep_alive` in seconds; FOREVER_S for negative ones and those of decades, None if it was not given.
 
     Args:
         value: seconds, or a text that `DURATION` describes.
@@ -31,7 +32,7 @@ def duration_s(value: float | str | None) -> float | None:
     if value is None:
         return None
     seconds = _parse(value) if isinstance(value, str) else float(value)
-    return FOREVER_S if seconds < 0 else seconds
+    return seconds if 0 <= seconds <= _LONGEST_S else FOREVER_S
 
 
 def _parse(text: str) -> float:
