@@ -118,7 +118,8 @@ def test_logprobs():
     [
         (None, None), (300, 300.0), (0, 0.0), (0.5, 0.5), (-1, FOREVER_S), ("5m", 300.0), ("1h30m", 5400.0),
         ("1.5h", 5400.0), ("500ms", 0.5), ("2s500ms", 2.5), (".5s", 0.5), ("0", 0.0), ("60", 60.0), ("-1", FOREVER_S),
-        ("-1m", FOREVER_S), ("+5m", 300.0), ("10µs", 1e-5), ("100ns", 1e-7), (1e300, FOREVER_S), ("99999999h", FOREVER_S),
+        ("-1m", FOREVER_S), ("+5m", 300.0), ("10µs", 1e-5), ("100ns", 1e-7), (1e300, FOREVER_S),
+        ("99999999h", FOREVER_S),
     ],
 )  # fmt: skip
 def test_keep_alive(value, seconds):
