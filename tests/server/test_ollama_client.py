@@ -135,6 +135,19 @@ def test_a_new_picture_in_a_later_turn(client, samples):
         messages.append(answer.message)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_was_begun(client, picture, stream):
+    """Open WebUI's "continue" sends it back."""
+    asked = [ask("Describe the image.", picture), {"role": "assistant", "content": "A yellow ring"}]
+    got = client.chat(NAME, asked, options=GREEDY, stream=stream)
+    pieces = list(got) if stream else [got]
+    assert "A yellow ring" + "".join(piece.message.content for piece in pieces) == ANSWER
+    long = [*[ask("Hello! " * 100), {"role": "assistant", "content": "Hello."}] * 10, *asked]
+    shortened = client.chat(NAME, long, options={**GREEDY, "num_predict": 40})
+    assert shortened.message.content
+    assert shortened.prompt_eval_count <= N_CTX
+
+
 def test_several_pictures_in_a_message(client, picture, pictures):
     """Ollama's runner for this model refused more than one."""
     both = client.chat(NAME, [ask("Describe the image.", picture, pictures("02_wide.png"))], options=GREEDY)
@@ -555,6 +568,39 @@ def test_a_body_is_json_whatever_it_is_called(server):
         assert response.json()["done_reason"] == "load"
 
 
+def test_the_log_says_what_an_answer_did_cost(client, caplog):
+    caplog.set_level("INFO", logger="pyvllama.server")
+    client.chat(NAME, [ask("Hello!")], options={"num_ctx": 131072})
+    list(client.generate(NAME, "Hello!", options={"num_ctx": 1024}, stream=True))
+    until(lambda: len([r for r in caplog.records if r.getMessage() == "request"]) == 2)
+    first, second = (r.fields for r in caplog.records if r.getMessage() == "request")
+    assert (first["path"], first["model"], first["num_ctx_ignored"]) == ("/api/chat", NAME, 131072)
+    assert (second["path"], second["model"]) == ("/api/generate", NAME)
+    assert "num_ctx_ignored" not in second
+    assert first["predicted_n"] > 0
+    assert second["predicted_n"] > 0
+    assert "Hello" not in str((first, second))
+
+
+def test_behind_a_key(picture):
+    with (
+        serving(aliases=(NAME,), api_keys=("secret",)) as running,
+        ollama.Client(host=running.url, headers={"Authorization": "Bearer secret"}) as known,
+        ollama.Client(host=running.url) as stranger,
+    ):
+        assert known.chat(NAME, [ask("Describe the image.", picture)], options=GREEDY).message.content == ANSWER
+        status, error = refusal(stranger.chat, NAME, [ask("Hi")])
+        assert (status, "API key" in error) == (401, True)
+
+
+def test_foreign_web_pages_are_kept_out(server):
+    """A form needs no preflight, and its body would be taken for JSON."""
+    headers = {"Origin": "https://evil.example", "Content-Type": "text/plain"}
+    response = httpx.post(f"{server.url}/api/chat", content=json.dumps({"model": NAME}), headers=headers)
+    assert response.status_code == 403
+    assert "origin" in response.json()["error"]
+
+
 def test_an_error_on_the_way_is_the_last_line(client, server, monkeypatch):
     from pyvllama.errors import BackendError
     from pyvllama.server.answer import Answer
@@ -665,10 +711,12 @@ def test_names_of_repositories(tmp_path):
         return ModelCard(name, pocket_pair(), type=kind, is_kept=True)
 
     cards = [ModelCard("a/b", pocket_pair()), kept("me/Repo:Q8_0", "Q8_0"), kept("me/Repo:Q4_K_M", "Q4_K_M")]
+    cards += [ModelCard("ollama:llama3.2-vision:11b", pocket_pair())]  # what `pyvllama serve ollama:NAME` serves
     cards += [kept("me/Other/sub/x-Q5_0.gguf", "Q5_0"), kept("Tiny-F32", "F32")]
     for name, wanted in [
         ("a/b", "a/b"), ("hf.co/me/Repo", "me/Repo:Q4_K_M"), ("me/repo:q8_0", "me/Repo:Q8_0"),
         ("hf.co/me/Repo:latest", "me/Repo:Q4_K_M"), ("me/Other", "me/Other/sub/x-Q5_0.gguf"), ("tiny-f32", "Tiny-F32"),
+        ("llama3.2-vision:11b", "ollama:llama3.2-vision:11b"),
     ]:  # fmt: skip
         assert find_card(cards, name).name == wanted
     for name in ("me/Rep", "me/Repo:Q5_0", "a", "b", "me", "Tiny"):

@@ -163,6 +163,7 @@ def test_times_are_rfc_3339():
             "somebody/Repo:q8_0",
         ),
         ("HF.co/somebody/Repo:latest", "HF.co/somebody/Repo:latest", "somebody/Repo"),
+        ("ollama:llama3.2-vision", "llama3.2-vision:latest", "ollama:llama3.2-vision"),
         ("nohf.co/somebody", "nohf.co/somebody:latest", "nohf.co/somebody"),
     ],
 )

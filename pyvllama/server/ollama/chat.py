@@ -1,16 +1,20 @@
 """`POST /api/chat`."""
 
+import asyncio
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from pyvllama.chat_options import ChatOptions
 from pyvllama.grammar import constraint_of_tools
+from pyvllama.server.answer import Answer
 from pyvllama.server.ollama.answers import AnswerShape
 from pyvllama.server.ollama.messages import openai_messages, openai_tools
 from pyvllama.server.ollama.options import sampling_options
+from pyvllama.server.ollama.rendering import begun_answer, is_begun
 from pyvllama.server.ollama.requested import load_or_unload, use_model
 from pyvllama.server.ollama.responses import ChatResponse
 from pyvllama.server.ollama.route import OllamaRoute, json_response
@@ -35,14 +39,19 @@ async def chat(request: Request, body: ChatRequest) -> Response:
     messages = openai_messages(body.messages)
     async with AsyncExitStack() as stack:
         begun = await use_model(request, stack, body)
-        answer = await begun.served.chat(
-            messages,
-            _options(begun.served, body),
-            limits=request.app.state.image_limits,
-            deadline_s=request.app.state.settings.deadline_s,
-            context_shift=body.truncate is not False,
-        )
+        answer = await _answer(request, body, begun.served, messages)
         return await deliver(request, stack, begun, answer, shape, stream=body.stream is not False)
+
+
+async def _answer(request: Request, body: ChatRequest, served: ServedModel, messages: list[dict[str, Any]]) -> Answer:
+    """The answer; where the client has begun it, its rest."""
+    state, options, may_drop = request.app.state, _options(served, body), body.truncate is not False
+    limits, deadline_s = state.image_limits, state.settings.deadline_s
+    if not is_begun(messages):
+        return await served.chat(messages, options, limits=limits, deadline_s=deadline_s, context_shift=may_drop)
+    prompt = await asyncio.to_thread(begun_answer, served.model, messages, options, served.n_ctx, may_drop=may_drop)
+    images = [slot.source for slot in prompt.images]
+    return await served.complete(prompt.token_ids, options, images=images, limits=limits, deadline_s=deadline_s)
 
 
 def _options(served: ServedModel, body: ChatRequest) -> ChatOptions:

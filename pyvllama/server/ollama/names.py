@@ -1,13 +1,13 @@
 """Names of models between Ollama's habits and ours."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from pyvllama.errors import ConfigError, ModelNotFound
 from pyvllama.hub_models import DEFAULT_QUANTS, parse_hub_name
 from pyvllama.server.model_list import ModelCard
 
-__all__ = ["displayed", "find_card", "hub_name", "own_name"]
+__all__ = ["displayed", "exact_card", "find_card", "hub_name", "own_name"]
 
 _HUB_HOSTS = re.compile(r"(?:https?://)?(?:www\.)?(?:hf\.co|huggingface\.co)/", re.IGNORECASE)
 _LATEST = ":latest"
@@ -26,15 +26,20 @@ def own_name(name: str) -> str:
     return bare.removesuffix(_LATEST)
 
 
+def exact_card(cards: Iterable[ModelCard], name: str) -> ModelCard | None:
+    """The model that answers to a client's name for it, None if there is none."""
+    wanted = own_name(name)
+    return next((c for c in cards if c.answers_to(wanted) or c.answers_to(_FROM_OLLAMA + wanted)), None)
+
+
 def find_card(cards: Sequence[ModelCard], name: str) -> ModelCard | None:
     """The model that a client means, None if there is none.
 
     A repository's name alone means the one of its models that `pull` would choose.
     """
+    if (exact := exact_card(cards, name)) is not None:
+        return exact
     wanted = own_name(name)
-    for card in cards:
-        if card.answers_to(wanted) or card.answers_to(_FROM_OLLAMA + wanted):
-            return card
     if (hub := parse_hub_name(wanted)) is None or hub[1] is not None:
         return None
     prefixes = (f"{wanted.lower()}:", f"{wanted.lower()}/")

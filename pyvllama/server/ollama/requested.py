@@ -14,7 +14,7 @@ from pyvllama.server.model_pool import ModelPool
 from pyvllama.server.ollama.answers import AnswerShape, metrics
 from pyvllama.server.ollama.durations import FOREVER_S, duration_s
 from pyvllama.server.ollama.errors import OllamaError, not_found
-from pyvllama.server.ollama.names import find_card
+from pyvllama.server.ollama.names import exact_card, find_card
 from pyvllama.server.ollama.schema import Inference
 from pyvllama.server.request_log import log_fields
 from pyvllama.server.served_model import ServedModel
@@ -53,7 +53,8 @@ async def card_named(pool: ModelPool, name: str) -> ModelCard:
     """
     if not name:
         raise OllamaError(400, "model is required")
-    card = find_card(await asyncio.to_thread(pool.cards), name)
+    loaded = exact_card((model.card for model in pool.loaded()), name)  # looks at no directory
+    card = loaded or find_card(await asyncio.to_thread(pool.cards), name)
     if card is None:
         raise not_found(name)
     return card

@@ -44,7 +44,7 @@ async def deliver(
     shape: AnswerShape,
     *,
     stream: bool,
-    context_of: ContextOf = lambda _: None,
+    context: ContextOf = lambda _: None,
 ) -> Response:
     """The response.
 
@@ -55,20 +55,20 @@ async def deliver(
         answer: not begun to be read.
         shape: what its pieces look like.
         stream: line by line.
-        context_of: for the last line.
+        context: for the last line.
 
     Raises:
         What the answer raises, unless it is streamed: then that is its last line.
     """
     await stack.enter_async_context(answer)
     if stream:
-        return AnswerStream(_lines(begun, answer, shape, context_of), stack.pop_all(), NDJSON)
+        return AnswerStream(_lines(begun, answer, shape, context), stack.pop_all(), NDJSON)
     completion = answer.completion.whole(await answer.whole(request))
     text = completion["choices"][0]["message"]["content"] or ""
-    return json_response(shape.whole(completion, begun.costs(answer), context_of(text)))
+    return json_response(shape.whole(completion, begun.costs(answer), context(text)))
 
 
-async def _lines(begun: Begun, answer: Answer, shape: AnswerShape, context_of: ContextOf) -> AsyncIterator[bytes]:
+async def _lines(begun: Begun, answer: Answer, shape: AnswerShape, context: ContextOf) -> AsyncIterator[bytes]:
     said: list[str] = []
     reason = "stop"
     try:
@@ -82,6 +82,6 @@ async def _lines(begun: Begun, answer: Answer, shape: AnswerShape, context_of: C
                     lines.append(line(piece))
             if lines:
                 yield b"".join(lines)
-        yield line(shape.last(reason, begun.costs(answer), context_of("".join(said))))
+        yield line(shape.last(reason, begun.costs(answer), context("".join(said))))
     except VllamaError as e:
         yield error_line(e)
