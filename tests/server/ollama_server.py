@@ -6,19 +6,26 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import httpx
+import ollama
+import pytest
 from hub_server import Hub
 from shell import SMALL, Running
 from shell import serving as shell_serving
 
 from pyvllama.server.settings import Settings
 
+NAME = "llama3.2-vision"
 N_CTX = SMALL["n_ctx"]
+GREEDY = {"temperature": 0}
+ANSWER = "A yellow ring at the bottom left and an orange triangle at the bottom right."
+"""To "Describe the image.", of the fixture `picture`."""
 READY_S = 60
 
 
@@ -66,3 +73,34 @@ def _address(process: subprocess.Popen[str], log: Path) -> str:
                     return url
         time.sleep(0.05)
     raise AssertionError(log.read_text())
+
+
+def ask(question: str, *images: Any) -> dict[str, Any]:
+    """A user's message."""
+    return {"role": "user", "content": question, "images": list(images)}
+
+
+def refusal(call: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[int, str]:
+    """(status, words) of a call that Ollama's client sees refused."""
+    with pytest.raises(ollama.ResponseError) as caught:
+        found = call(*args, **kwargs)
+        if kwargs.get("stream"):
+            list(found)
+    return caught.value.status_code, caught.value.error
+
+
+def check_costs(answer: Any) -> None:
+    """The last piece of an answer says what it did cost; times in nanoseconds, so parts fit into the whole."""
+    assert answer.done
+    assert answer.prompt_eval_count > 0
+    assert answer.eval_count > 0
+    parts = (answer.load_duration, answer.prompt_eval_duration, answer.eval_duration)
+    assert all(part >= 0 for part in parts)
+    assert 1e5 < sum(parts) <= answer.total_duration < 60e9
+    made = datetime.fromisoformat(answer.created_at.replace("Z", "+00:00"))
+    assert abs((datetime.now(timezone.utc) - made).total_seconds()) < READY_S
+
+
+def n_open(server: Running) -> int:
+    """Requests that have not ended."""
+    return sum(loaded.served.n_open for loaded in server.app.state.pool.loaded())

@@ -10,11 +10,13 @@ from pydantic import ValidationError
 
 from pyvllama.chat_options import ChatOptions
 from pyvllama.errors import ConfigError, ImageError, ModelNotFound
+from pyvllama.locate import pocket_pair
+from pyvllama.server.model_list import ModelCard
 from pyvllama.server.ollama.answers import AnswerShape, metrics
 from pyvllama.server.ollama.durations import DURATION, FOREVER, FOREVER_S, duration_s, rfc3339
 from pyvllama.server.ollama.messages import decode_image, openai_messages, openai_tools, prompt_messages
 from pyvllama.server.ollama.model_info import human_number
-from pyvllama.server.ollama.names import displayed, hub_name, own_name
+from pyvllama.server.ollama.names import displayed, find_card, hub_name, own_name
 from pyvllama.server.ollama.options import sampling_options
 from pyvllama.server.ollama.schema import ChatRequest, GenerateRequest
 from pyvllama.types import SamplingParams, Timings, Usage
@@ -181,6 +183,23 @@ def test_names_to_pull():
             hub_name(name)
     with pytest.raises(ConfigError, match="model is required"):
         hub_name("")
+
+
+def test_names_of_repositories():
+    def kept(name, kind):
+        return ModelCard(name, pocket_pair(), type=kind, is_kept=True)
+
+    cards = [ModelCard("a/b", pocket_pair()), kept("me/Repo:Q8_0", "Q8_0"), kept("me/Repo:Q4_K_M", "Q4_K_M")]
+    cards += [ModelCard("ollama:llama3.2-vision:11b", pocket_pair())]  # what `pyvllama serve ollama:NAME` serves
+    cards += [kept("me/Other/sub/x-Q5_0.gguf", "Q5_0"), kept("Tiny-F32", "F32")]
+    for name, wanted in [
+        ("a/b", "a/b"), ("hf.co/me/Repo", "me/Repo:Q4_K_M"), ("me/repo:q8_0", "me/Repo:Q8_0"),
+        ("hf.co/me/Repo:latest", "me/Repo:Q4_K_M"), ("me/Other", "me/Other/sub/x-Q5_0.gguf"), ("tiny-f32", "Tiny-F32"),
+        ("llama3.2-vision:11b", "ollama:llama3.2-vision:11b"),
+    ]:  # fmt: skip
+        assert find_card(cards, name).name == wanted
+    for name in ("me/Rep", "me/Repo:Q5_0", "a", "b", "me", "Tiny"):
+        assert find_card(cards, name) is None
 
 
 # --- messages ---
