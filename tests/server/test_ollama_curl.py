@@ -7,7 +7,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from ollama_server import serving
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -36,16 +35,10 @@ WHOLE, STREAM, SCHEMA, TAGS, SHOW, PS, UNLOAD = re.split(r"\n(?=curl)", BLOCK.rs
 pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 
 
-@pytest.fixture(scope="module")
-def server():
-    with serving(aliases=("llama3.2-vision",)) as running:
-        yield running
-
-
 @pytest.fixture
-def run(server):
+def run(ollama_server):
     def call(command):
-        command = command.replace("http://localhost:11434", server.url)
+        command = command.replace("http://localhost:11434", ollama_server.url)
         done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
         return [json.loads(line) for line in done.stdout.splitlines()]
 

@@ -48,11 +48,9 @@ def test_context_bears_no_pictures(ollama_client, ollama_server, picture):
 
 def test_raw(ollama_client, ollama_server, picture):
     served = ollama_server.app.state.pool.loaded()[0].served
-    from pyvllama.server.ollama.messages import openai_messages
-    from pyvllama.server.ollama.schema import Message
-
-    messages = openai_messages([Message(role="user", content="Describe the image.")])
-    text = served.model.template.render(messages).removeprefix("<|begin_of_text|>")
+    text = served.model.template.render([{"role": "user", "content": "Describe the image."}]).removeprefix(
+        "<|begin_of_text|>"
+    )
     head, tail = text.split("Describe")
     for prompt in (f"{head}<|image|>Describe{tail}", text):
         answer = ollama_client.generate(NAME, prompt, raw=True, images=[picture], options=GREEDY)

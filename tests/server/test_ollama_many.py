@@ -11,7 +11,7 @@ from shell import wait_until
 
 
 def test_many_at_a_time(ollama_server, samples):
-    """By the asynchronous ollama_client."""
+    """By the asynchronous client."""
     asked = [(sample["path"], qa) for sample in samples[:4] for qa in sample["qa"][:3]]
 
     async def all_of_them():
@@ -43,20 +43,27 @@ def endless():
 
 @pytest.mark.parametrize("path", ["chat", "generate"])
 def test_a_client_that_goes_away_from_a_stream(endless, path):
+    before = endless.app.state.pool.loaded()[0].served.engine.n_steps[0]
     body = {"model": NAME, "prompt": "Hello!", "messages": [ask("Hello!")]}
     with httpx.stream("POST", f"{endless.url}/api/{path}", json=body) as response:
         lines = response.iter_lines()
         assert not json.loads(next(lines))["done"]
         assert n_open(endless) == 1
     wait_until(lambda: n_open(endless) == 0)
-    wait_until(lambda: endless.app.state.pool.loaded()[0].served.engine.n_active == 0)
+    engine = endless.app.state.pool.loaded()[0].served.engine
+    wait_until(lambda: engine.n_active == 0)
+    assert engine.n_steps[0] - before < N_CTX / 2  # it was stopped, and did not end
 
 
-def test_a_client_that_does_not_wait_for_the_whole(endless):
+def test_a_client_that_does_not_wait_for_the_whole(endless, caplog):
+    caplog.set_level("INFO", logger="pyvllama.server")
     body = {"model": NAME, "messages": [ask("Hello!")], "stream": False, "options": {"num_predict": 1900}}
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{endless.url}/api/chat", json=body, timeout=httpx.Timeout(10, read=0.2))
     wait_until(lambda: n_open(endless) == 0)
+    wait_until(lambda: [r for r in caplog.records if r.getMessage() == "request"])
+    (line,) = [r.fields for r in caplog.records if r.getMessage() == "request"]
+    assert line["status"] in (499, 503)  # it was stopped, and did not end
 
 
 def test_the_end_of_the_context(endless):

@@ -1,5 +1,8 @@
 """Ollama's part of the OpenAPI document is true: what it allows is answered as it says, the rest refused as it says."""
 
+import json
+import re
+
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
@@ -43,6 +46,16 @@ def document():
 def test_every_operation_is_tried(document):
     found = [result.ok() for result in document.get_all_operations()]
     assert {(operation.method.upper(), operation.path) for operation in found} == set(OPERATIONS)
+
+
+def test_every_reference_leads_somewhere(document):
+    """OpenAI's shapes stand in the same document: of two with one name, both get another."""
+    whole = document.raw_schema
+    for reference in set(re.findall(r'"\$ref": "#/([^"]+)"', json.dumps(whole))):
+        found = whole
+        for part in reference.split("/"):
+            assert part in found, reference
+            found = found[part]
 
 
 MODES = [

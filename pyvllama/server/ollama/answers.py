@@ -6,7 +6,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from pyvllama.server.ollama.durations import ns_of_ms, ns_of_s
-from pyvllama.server.ollama.responses import Answer, AnswerMessage, ChatResponse, GenerateResponse
+from pyvllama.server.ollama.responses import Answer, AnswerMessage, OllamaChatResponse, OllamaGenerateResponse
 from pyvllama.types import Timings, Usage
 
 __all__ = ["AnswerShape", "metrics"]
@@ -89,9 +89,9 @@ class AnswerShape:
     ) -> Answer:
         head = {"model": self._model, "created_at": datetime.now(timezone.utc), "logprobs": logprobs, **more}
         if not self._is_chat:
-            return GenerateResponse(response=text, context=context, **head)
+            return OllamaGenerateResponse(response=text, context=context, **head)
         called = [_tool_call(call, i) for i, call in enumerate(calls)] if calls else None
-        return ChatResponse(message=AnswerMessage.model_validate({"content": text, "tool_calls": called}), **head)
+        return OllamaChatResponse(message=AnswerMessage.model_validate({"content": text, "tool_calls": called}), **head)
 
 
 def _reason(finish_reason: str | None) -> str:

@@ -16,7 +16,7 @@ from pyvllama.server.ollama.messages import openai_messages, openai_tools
 from pyvllama.server.ollama.options import sampling_options
 from pyvllama.server.ollama.rendering import begun_answer, is_begun
 from pyvllama.server.ollama.requested import load_or_unload, use_model
-from pyvllama.server.ollama.responses import ChatResponse
+from pyvllama.server.ollama.responses import OllamaChatResponse
 from pyvllama.server.ollama.route import OllamaRoute, json_response
 from pyvllama.server.ollama.schema import ChatRequest
 from pyvllama.server.ollama.streams import deliver, streamed
@@ -26,17 +26,17 @@ __all__ = ["router"]
 
 router = APIRouter(tags=["Ollama"], route_class=OllamaRoute)
 _ANSWERS = streamed(
-    ChatResponse, "The answer; streamed: a line for each piece of it, the last one with `done` and what it cost."
+    OllamaChatResponse, "The answer; streamed: a line for each piece of it, the last one with `done` and what it cost."
 )
 
 
-@router.post("/api/chat", response_model=ChatResponse, responses=_ANSWERS)
+@router.post("/api/chat", response_model=OllamaChatResponse, responses=_ANSWERS)
 async def chat(request: Request, body: ChatRequest) -> Response:
     """Answer a conversation, with pictures in it or without."""
     shape = AnswerShape(body.model, is_chat=True)
     if not body.messages:
         return json_response(await load_or_unload(request, body, shape))
-    messages = openai_messages(body.messages)
+    messages = await asyncio.to_thread(openai_messages, body.messages)  # pictures can be large
     async with AsyncExitStack() as stack:
         begun = await use_model(request, stack, body)
         answer = await _answer(request, body, begun.served, messages)

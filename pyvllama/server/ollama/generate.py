@@ -13,11 +13,11 @@ from pyvllama.model import Model
 from pyvllama.prompt import Prompt
 from pyvllama.server.ollama.answers import AnswerShape
 from pyvllama.server.ollama.errors import OllamaError
-from pyvllama.server.ollama.messages import decode_image, prompt_messages
+from pyvllama.server.ollama.messages import decode_images, prompt_messages
 from pyvllama.server.ollama.options import sampling_options
 from pyvllama.server.ollama.rendering import context_of, goes_on, render
 from pyvllama.server.ollama.requested import load_or_unload, use_model
-from pyvllama.server.ollama.responses import GenerateResponse
+from pyvllama.server.ollama.responses import OllamaGenerateResponse
 from pyvllama.server.ollama.route import OllamaRoute, json_response
 from pyvllama.server.ollama.schema import GenerateRequest
 from pyvllama.server.ollama.streams import deliver, streamed
@@ -26,11 +26,12 @@ __all__ = ["router"]
 
 router = APIRouter(tags=["Ollama"], route_class=OllamaRoute)
 _ANSWERS = streamed(
-    GenerateResponse, "The answer; streamed: a line for each piece of it, the last one with `done` and what it cost."
+    OllamaGenerateResponse,
+    "The answer; streamed: a line for each piece of it, the last one with `done` and what it cost.",
 )
 
 
-@router.post("/api/generate", response_model=GenerateResponse, responses=_ANSWERS)
+@router.post("/api/generate", response_model=OllamaGenerateResponse, responses=_ANSWERS)
 async def generate(request: Request, body: GenerateRequest) -> Response:
     """Answer a prompt."""
     _refuse(body)
@@ -44,7 +45,7 @@ async def generate(request: Request, body: GenerateRequest) -> Response:
         images: Sequence[Any]
         if body.raw:
             prompt = body.prompt or ""
-            images = [decode_image(image, f"images[{i}]") for i, image in enumerate(body.images or ())]
+            images = await asyncio.to_thread(decode_images, body.images or ())
         else:
             rendered = await asyncio.to_thread(_rendered, model, body)
             prompt, images = rendered.token_ids, [slot.source for slot in rendered.images]

@@ -16,7 +16,7 @@ from pyvllama.server.ollama.errors import ERRORS, OllamaError, error_line
 from pyvllama.server.ollama.names import find_card, hub_name, own_name
 from pyvllama.server.ollama.pulling import Pull
 from pyvllama.server.ollama.requested import card_named
-from pyvllama.server.ollama.responses import ProgressResponse
+from pyvllama.server.ollama.responses import OllamaProgressResponse
 from pyvllama.server.ollama.route import OllamaRoute, json_response
 from pyvllama.server.ollama.schema import DeleteRequest, PullRequest
 from pyvllama.server.ollama.streams import NDJSON, line, streamed
@@ -24,7 +24,7 @@ from pyvllama.server.ollama.streams import NDJSON, line, streamed
 __all__ = ["router"]
 
 router = APIRouter(tags=["Ollama"], route_class=OllamaRoute)
-_PROGRESS = streamed(ProgressResponse, "How it ended; streamed: a line for each step on the way.")
+_PROGRESS = streamed(OllamaProgressResponse, "How it ended; streamed: a line for each step on the way.")
 _DELETED = {200: {"description": "It is deleted; the body is empty."}, **ERRORS}
 
 _NOT_ALLOWED = (
@@ -33,13 +33,13 @@ _NOT_ALLOWED = (
 )
 
 
-@router.post("/api/pull", response_model=ProgressResponse, responses=_PROGRESS)
+@router.post("/api/pull", response_model=OllamaProgressResponse, responses=_PROGRESS)
 async def pull(request: Request, body: PullRequest) -> Response:
     """Fetch a model from the Hub. One that is here already and cannot be fetched anew is a success at once."""
     name, state = body.wanted, request.app.state
     card = find_card(await asyncio.to_thread(state.pool.cards), name) if name else None
     is_from_hub = card is None or (card.is_kept and parse_hub_name(own_name(name)) is not None)
-    steps: AsyncIterator[ProgressResponse]
+    steps: AsyncIterator[OllamaProgressResponse]
     if card is not None and not (is_from_hub and state.settings.manage_models):
         steps = _nothing_to_do()
     else:
@@ -69,16 +69,16 @@ async def delete(request: Request, body: DeleteRequest) -> Response:
     return Response()
 
 
-async def _nothing_to_do() -> AsyncIterator[ProgressResponse]:
-    yield ProgressResponse(status="success")
+async def _nothing_to_do() -> AsyncIterator[OllamaProgressResponse]:
+    yield OllamaProgressResponse(status="success")
 
 
-async def _close(steps: AsyncIterator[ProgressResponse]) -> None:
+async def _close(steps: AsyncIterator[OllamaProgressResponse]) -> None:
     if (aclose := getattr(steps, "aclose", None)) is not None:
         await aclose()
 
 
-async def _lines(steps: AsyncIterator[ProgressResponse]) -> AsyncIterator[bytes]:
+async def _lines(steps: AsyncIterator[OllamaProgressResponse]) -> AsyncIterator[bytes]:
     try:
         async for step in steps:
             yield line(step)
@@ -86,8 +86,8 @@ async def _lines(steps: AsyncIterator[ProgressResponse]) -> AsyncIterator[bytes]
         yield error_line(e)
 
 
-async def _last(steps: AsyncIterator[ProgressResponse], request: Request) -> ProgressResponse:
-    latest = ProgressResponse(status="success")
+async def _last(steps: AsyncIterator[OllamaProgressResponse], request: Request) -> OllamaProgressResponse:
+    latest = OllamaProgressResponse(status="success")
     try:
         async for step in steps:
             latest = step

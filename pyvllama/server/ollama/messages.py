@@ -9,7 +9,7 @@ from typing import Any
 from pyvllama.errors import ImageError
 from pyvllama.server.ollama.schema import Message, Tool, ToolCall
 
-__all__ = ["decode_image", "openai_messages", "openai_tools", "prompt_messages"]
+__all__ = ["decode_image", "decode_images", "openai_messages", "openai_tools", "prompt_messages"]
 
 _DATA_URI = re.compile(r"data:[^,]{0,200},", re.IGNORECASE)
 
@@ -59,6 +59,15 @@ def decode_image(text: str, where: str) -> bytes:
     return data
 
 
+def decode_images(texts: Sequence[str], where: str = "") -> list[bytes]:
+    """The bytes of the pictures of a message, or of a request; `where` is what stands before `images[0]`.
+
+    Raises:
+        ImageError: as `decode_image`.
+    """
+    return [decode_image(text, f"{where}images[{i}]") for i, text in enumerate(texts)]
+
+
 def _message(message: Message, where: str) -> dict[str, Any]:
     content = message.content or ""
     result: dict[str, Any] = {
@@ -75,9 +84,7 @@ def _message(message: Message, where: str) -> dict[str, Any]:
 def _content(text: str, images: Sequence[str], where: str) -> str | list[dict[str, Any]]:
     if not images:
         return text
-    parts: list[dict[str, Any]] = [
-        {"type": "image", "image": decode_image(image, f"{where}images[{i}]")} for i, image in enumerate(images)
-    ]
+    parts: list[dict[str, Any]] = [{"type": "image", "image": data} for data in decode_images(images, where)]
     return [*parts, {"type": "text", "text": text}] if text else parts
 
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 from pyvllama.errors import BackendError, VllamaError
 from pyvllama.hub_models import PairNames, fetch_pair
-from pyvllama.server.ollama.responses import ProgressResponse
+from pyvllama.server.ollama.responses import OllamaProgressResponse
 
 __all__ = ["Pull"]
 
@@ -26,17 +26,17 @@ class Pull:
 
     def __init__(self, repo_id: str, names: PairNames) -> None:
         self._repo_id, self._names = repo_id, names
-        self._news: asyncio.Queue[ProgressResponse | Exception | None] = asyncio.Queue()
+        self._news: asyncio.Queue[OllamaProgressResponse | Exception | None] = asyncio.Queue()
         self._stopped = threading.Event()
         self._told: tuple[str, float] = ("", 0.0)
 
-    async def steps(self) -> AsyncIterator[ProgressResponse]:
+    async def steps(self) -> AsyncIterator[OllamaProgressResponse]:
         """What happens, as it happens; left before its end, the download stops. It can be gone on with later.
 
         Raises:
             ModelNotFound, FormatError: as `fetch_pair`.
         """
-        yield ProgressResponse(status="pulling manifest")
+        yield OllamaProgressResponse(status="pulling manifest")
         loop = asyncio.get_running_loop()
         threading.Thread(target=self._work, args=(loop,), name="pyvllama-pull", daemon=True).start()
         try:
@@ -46,10 +46,10 @@ class Pull:
                 yield news
         finally:
             self._stopped.set()
-        yield ProgressResponse(status="success")
+        yield OllamaProgressResponse(status="success")
 
     def _work(self, loop: asyncio.AbstractEventLoop) -> None:
-        def tell(news: ProgressResponse | Exception | None) -> None:
+        def tell(news: OllamaProgressResponse | Exception | None) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: the server has stopped
                 loop.call_soon_threadsafe(self._news.put_nowait, news)
 
@@ -68,9 +68,9 @@ class Pull:
         except Exception as e:  # whatever the client raises
             tell(BackendError(f"{self._repo_id} could not be downloaded: {e!r:.300}"))
 
-    def _step(self, name: str, done: int, total: int | None) -> ProgressResponse:
+    def _step(self, name: str, done: int, total: int | None) -> OllamaProgressResponse:
         """Clients show files by their digest; this one is of the name, as the content's is not known yet."""
         digest = hashlib.sha256(f"{self._repo_id}/{name}".encode()).hexdigest()
-        return ProgressResponse(
+        return OllamaProgressResponse(
             status=f"pulling {name}", digest=f"sha256:{digest}", total=total, completed=done or None
         )

@@ -11,14 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 from pyvllama.server.ollama.durations import rfc3339
 
 __all__ = [
-    "ChatResponse",
     "ErrorResponse",
-    "GenerateResponse",
     "ListedModel",
     "Logprob",
     "ModelDetails",
+    "OllamaChatResponse",
+    "OllamaGenerateResponse",
+    "OllamaProgressResponse",
     "ProcessResponse",
-    "ProgressResponse",
     "Response",
     "RunningModel",
     "ShowResponse",
@@ -102,13 +102,13 @@ class AnswerMessage(Response):
     tool_calls: list[CalledTool] | None = None
 
 
-class ChatResponse(Answer):
+class OllamaChatResponse(Answer):
     """An answer of /api/chat, or a piece of it."""
 
     message: AnswerMessage
 
 
-class GenerateResponse(Answer):
+class OllamaGenerateResponse(Answer):
     """An answer of /api/generate, or a piece of it."""
 
     response: str
@@ -194,7 +194,7 @@ class VersionResponse(Response):
     server: str
 
 
-class ProgressResponse(Response):
+class OllamaProgressResponse(Response):
     """How far a download is."""
 
     status: str

@@ -25,7 +25,12 @@ ContextOf = Callable[[str], list[int] | None]
 
 
 def streamed(model: type[BaseModel], description: str) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route that answers with a JSON object, or streams objects of the same shape."""
+    """The `responses` of a route that answers with a JSON object, or streams objects of the same shape.
+
+    Args:
+        model: the shape; its name must be the only one of its kind in the document, which bears OpenAI's shapes, too.
+        description: of both.
+    """
     schema = {"$ref": f"#/components/schemas/{model.__name__}"}
     content = {NDJSON: {"schema": schema}}
     return {200: {"model": model, "description": description, "content": content}, **ERRORS}
