@@ -8,6 +8,8 @@ import pytest
 from ollama_server import ANSWER, GREEDY, N_CTX, NAME, ask, serving
 from shell import wait_until
 
+from pyvllama.errors import FormatError
+
 
 def test_load_and_unload(ollama_client, ollama_server):
     pool = ollama_server.app.state.pool
@@ -91,6 +93,19 @@ def test_ps(ollama_client):
     assert model.size == ollama_client.list().models[0].size
     assert model.size_vram == 0
     assert model.digest == ollama_client.list().models[0].digest
+
+
+def test_a_model_in_memory_whose_files_are_gone(ollama_client, monkeypatch):
+    from pyvllama.server.ollama import models
+
+    def gone(_):
+        raise FormatError("no such file")
+
+    ollama_client.chat(NAME, [], keep_alive=-1)
+    monkeypatch.setattr(models, "details_of", gone)
+    (model,) = ollama_client.ps().models
+    assert (model.model, model.details.quantization_level) == (f"{NAME}:latest", "Q4_K_M")
+    assert ollama_client.list().models == []  # cannot be loaded any more
 
 
 def test_version_and_life_signs(ollama_server):

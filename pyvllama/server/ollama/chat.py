@@ -45,7 +45,8 @@ async def chat(request: Request, body: ChatRequest) -> Response:
 
 async def _answer(request: Request, body: ChatRequest, served: ServedModel, messages: list[dict[str, Any]]) -> Answer:
     """The answer; where the client has begun it, its rest."""
-    state, options, may_drop = request.app.state, _options(served, body), body.truncate is not False
+    state, may_drop = request.app.state, body.truncate is not False
+    options = await asyncio.to_thread(_options, served, body)  # a schema's grammar can take a while
     limits, deadline_s = state.image_limits, state.settings.deadline_s
     if not is_begun(messages):
         return await served.chat(messages, options, limits=limits, deadline_s=deadline_s, context_shift=may_drop)

@@ -51,7 +51,7 @@ async def generate(request: Request, body: GenerateRequest) -> Response:
             prompt, images = rendered.token_ids, [slot.source for slot in rendered.images]
         answer = await begun.served.complete(
             prompt,
-            ChatOptions.from_options(model.sampling_defaults, sampling_options(body)),
+            await asyncio.to_thread(ChatOptions.from_options, model.sampling_defaults, sampling_options(body)),
             images=images,
             limits=request.app.state.image_limits,
             deadline_s=request.app.state.settings.deadline_s,

@@ -13,10 +13,11 @@ from pyvllama.gguf_file import GGUFFile
 from pyvllama.server.ollama.responses import ModelDetails, ShowResponse, TensorEntry
 from pyvllama.types import Pair
 
-__all__ = ["CAPABILITIES", "describe", "details_of", "digest_of", "human_number"]
+__all__ = ["CAPABILITIES", "FAMILY", "describe", "details_of", "digest_of", "human_number"]
 
 CAPABILITIES = ("completion", "vision", "tools")
-_FAMILY = "mllama"  # what Ollama called llama3.2-vision; apps look for it to find models that see
+FAMILY = "mllama"
+"""What Ollama called llama3.2-vision; apps look for it to find models that see."""
 _LONG_ARRAY = 5  # Ollama leaves longer ones empty unless asked to be verbose
 _HIDDEN = ("general.name", "tokenizer.chat_template")  # as Ollama does
 _PARAMETERS = {  # llama.cpp's key: Ollama's parameter
@@ -36,8 +37,8 @@ def details_of(pair: Pair) -> ModelDetails:
     """
     n_parameters, level = _counted(pair, _stamp(pair))
     return ModelDetails(
-        family=_FAMILY,
-        families=[_FAMILY],
+        family=FAMILY,
+        families=[FAMILY],
         parameter_size=human_number(n_parameters),
         quantization_level=level,
     )

@@ -16,11 +16,12 @@ from pyvllama.server.model_pool import Loaded
 from pyvllama.server.ollama import management, refused
 from pyvllama.server.ollama.durations import FOREVER
 from pyvllama.server.ollama.errors import ERRORS
-from pyvllama.server.ollama.model_info import describe, details_of, digest_of
+from pyvllama.server.ollama.model_info import FAMILY, describe, details_of, digest_of
 from pyvllama.server.ollama.names import displayed
 from pyvllama.server.ollama.requested import card_named
 from pyvllama.server.ollama.responses import (
     ListedModel,
+    ModelDetails,
     ProcessResponse,
     RunningModel,
     ShowResponse,
@@ -111,11 +112,19 @@ def _running(loaded: Loaded, n_gpu_layers: int) -> RunningModel:
         model=name,
         size=served.n_bytes,
         digest=digest_of(card.pair),
-        details=details_of(card.pair),
+        details=_details(card),
         expires_at=loaded.expires_at or datetime.now(timezone.utc) + FOREVER,
         size_vram=round(served.n_bytes * on_gpu),
         context_length=served.n_ctx,
     )
+
+
+def _details(card: ModelCard) -> ModelDetails:
+    """Of a model in memory, whatever has become of its files."""
+    try:
+        return details_of(card.pair)
+    except (OSError, VllamaError):
+        return ModelDetails(family=FAMILY, families=[FAMILY], parameter_size="", quantization_level=card.type or "")
 
 
 router.include_router(management.router)
