@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyvllama.errors import ModelNotFound
+from pyvllama.errors import Cancelled, ModelNotFound
 
 __all__ = [
     "HUB",
     "LIBRARY",
+    "BytesProgress",
     "Listing",
     "fetch",
     "hub_cache_path",
@@ -30,6 +31,9 @@ HUB = "https://huggingface.co"
 
 LIBRARY = "pyvllama"
 """What the client calls itself in its requests."""
+
+BytesProgress = Callable[[int, int | None], bool | None]
+"""Called with (bytes that are there, bytes in all or None while that is unknown); returning False stops."""
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _MAX_WAIT_S = 10.0
@@ -120,6 +124,7 @@ def fetch(
     *,
     local_dir: str | Path | None = None,
     cache_dir: str | Path | None = None,
+    progress: BytesProgress | None = None,
 ) -> Path:
     """Download the files that match one of the patterns into the Hub's cache; what that holds is not fetched again.
 
@@ -127,15 +132,19 @@ def fetch(
         repo_id, revision, patterns: of the files.
         local_dir: put them there instead of into the cache.
         cache_dir: another place for the cache.
+        progress: called while bytes come in, from any thread, instead of the client's own bars. A stopped download
+            goes on where it was the next time. (Older clients do not tell: then it is never called.)
 
     Returns:
         The directory of the snapshot in the cache, or local_dir.
 
     Raises:
         ModelNotFound: see `hub_errors`.
+        Cancelled: progress returned False.
     """
     import huggingface_hub  # noqa: PLC0415
 
+    bar = None if progress is None else _reporting_bar(progress)
     with hub_errors(repo_id, revision):
         folder = huggingface_hub.snapshot_download(
             repo_id,
@@ -144,8 +153,38 @@ def fetch(
             local_dir=local_dir,
             cache_dir=cache_dir,
             library_name=LIBRARY,
+            tqdm_class=bar,
         )
     return Path(str(folder))
+
+
+def _reporting_bar(progress: BytesProgress) -> type[Any]:
+    """A progress bar for the client that shows nothing and reports bytes.
+
+    The client makes several: one counts files, one or two count bytes (received, written). Of the latter the furthest
+    counts, and the least total, as the client lets one grow to draw it.
+    """
+    from tqdm.auto import tqdm  # type: ignore[import-untyped, unused-ignore]  # noqa: PLC0415  (the client's own)
+
+    bars: list[Any] = []
+
+    class Bar(tqdm):  # type: ignore[misc]
+        monitor_interval = 0  # no thread of tqdm's own
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{**options, "disable": True})
+            if options.get("unit") == "B":
+                bars.append(self)
+
+        def update(self, n: float | None = 1) -> bool | None:
+            self.n += n or 0
+            if any(bar is self for bar in bars):  # tqdm's == compares places on the screen
+                done, totals = max(bar.n for bar in bars), [bar.total for bar in bars if bar.total]
+                if progress(int(done), int(min(totals)) if totals else None) is False:
+                    raise Cancelled("the download was stopped; it goes on where it was when it is asked for again")
+            return None
+
+    return Bar
 
 
 @contextlib.contextmanager

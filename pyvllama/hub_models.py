@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from pyvllama.errors import FormatError, ModelNotFound
+from pyvllama.errors import Cancelled, FormatError, ModelNotFound
 from pyvllama.file_names import MMPROJ_PREFIX, is_text_name, parse_file_name, shards_of
 from pyvllama.gguf_file import GGUFFile
-from pyvllama.hub_client import HUB, fetch, is_hub_id, list_files
+from pyvllama.hub_client import HUB, BytesProgress, fetch, is_hub_id, list_files
 from pyvllama.types import Pair
 
-__all__ = ["PairNames", "check_mmproj", "parse_hub_name", "pull", "pull_mmproj", "select_mmproj", "select_pair"]
+__all__ = [
+    "DEFAULT_QUANTS",
+    "FileProgress",
+    "PairNames",
+    "check_mmproj",
+    "fetch_pair",
+    "parse_hub_name",
+    "pull",
+    "pull_mmproj",
+    "select_mmproj",
+    "select_pair",
+]
 
-_DEFAULT_QUANTS = ("Q4_K_M", "Q8_0")  # llama.cpp's, in this order; then whatever comes first
+FileProgress = Callable[[str, int, int | None], bool | None]
+"""Called with (path in the repository, bytes that are there, bytes in all or None); returning False stops."""
+
+DEFAULT_QUANTS = ("Q4_K_M", "Q8_0")
+"""The types of a text file that are chosen if none is named, llama.cpp's; then whatever comes first."""
 _MMPROJ_TYPES = ("Q8_0", "F16", "BF16", "F32")
 """The towers' types, best choice first: no larger than it need be, no worse than has been measured."""
 
@@ -60,7 +75,27 @@ def pull(
         FormatError: the mmproj is of another model family.
     """
     names = select_pair(list_files(repo_id, revision).files, quant, mmproj_type, where=repo_id)
-    _pull_file(repo_id, names.mmproj, revision)
+    return fetch_pair(repo_id, names, revision=revision)
+
+
+def fetch_pair(
+    repo_id: str, names: PairNames, *, revision: str | None = None, progress: FileProgress | None = None
+) -> Pair:
+    """Fetch the files that `select_pair` chose, the mmproj first.
+
+    Args:
+        repo_id: `user/repo`.
+        names: the files.
+        revision: branch, tag or commit; None: the main branch.
+        progress: told of each file: at its beginning (0, None), while its bytes come in, and at its end (all, all).
+
+    Raises:
+        ModelNotFound, FormatError: as `pull`. Cancelled: progress returned False.
+    """
+    _pull_file(repo_id, names.mmproj, revision, progress)
+    if progress is not None:
+        for name in names.text:
+            _fetch_one(repo_id, name, revision, progress)
     folder = fetch(repo_id, revision, [glob.escape(name) for name in (names.mmproj, *names.text)])
     if missing := [name for name in (*names.text, names.mmproj) if not (folder / name).is_file()]:
         raise ModelNotFound(f"{repo_id}: not in the Hub's cache, and the Hub cannot be reached: {', '.join(missing)}")
@@ -77,8 +112,28 @@ def pull_mmproj(repo_id: str, mmproj_type: str | None = None, *, revision: str |
     return _pull_file(repo_id, name, revision)
 
 
-def _pull_file(repo_id: str, name: str, revision: str | None) -> Path:
-    path = fetch(repo_id, revision, [glob.escape(name)]) / name
+def _fetch_one(repo_id: str, name: str, revision: str | None, progress: FileProgress | None) -> Path:
+    if progress is None:
+        return fetch(repo_id, revision, [glob.escape(name)]) / name
+    report = progress
+
+    def of_file(done: int, total: int | None) -> bool | None:
+        return report(name, done, total)
+
+    _go_on(of_file, 0, None)
+    path = fetch(repo_id, revision, [glob.escape(name)], progress=of_file) / name
+    if path.is_file():
+        _go_on(of_file, path.stat().st_size, path.stat().st_size)
+    return path
+
+
+def _go_on(progress: BytesProgress, done: int, total: int | None) -> None:
+    if progress(done, total) is False:
+        raise Cancelled("the download was stopped; it goes on where it was when it is asked for again")
+
+
+def _pull_file(repo_id: str, name: str, revision: str | None, progress: FileProgress | None = None) -> Path:
+    path = _fetch_one(repo_id, name, revision, progress)
     if not path.is_file():
         raise ModelNotFound(f"{repo_id}: not in the Hub's cache, and the Hub cannot be reached: {name}")
     check_mmproj(path)
@@ -115,7 +170,7 @@ def select_pair(
     texts = [name for name in files if is_text_name(name)]
     if not texts:
         raise ModelNotFound(f"{where}: no GGUF file of a text model in it. {_listing(files, where)}")
-    text = _of_types(texts, (quant,) if quant else _DEFAULT_QUANTS, where)
+    text = _of_types(texts, (quant,) if quant else DEFAULT_QUANTS, where)
     if text is None and quant:
         raise ModelNotFound(f"{where}: no text file of type {quant} in it. {_listing(texts, where)}")
     text = text or texts[0]

@@ -134,9 +134,13 @@ class Answer:
         """
         async with self:
             deltas: list[Delta] = []
+            looked = self._loop.time()
             async for batch in self.batches(None if request is None else _LOOK_S):
                 deltas += batch
-                if not batch and request is not None and await request.is_disconnected():
+                if request is None or (batch and self._loop.time() - looked < _LOOK_S):
+                    continue
+                looked = self._loop.time()
+                if await request.is_disconnected():
                     raise Cancelled("the client has gone")
             return deltas
 

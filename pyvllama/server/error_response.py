@@ -6,6 +6,8 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
+from pyvllama.tokenizer import well_formed
+
 __all__ = ["KINDS", "error_response", "is_ollama_path", "validation_message"]
 
 KINDS = {  # OpenAI's `type` of an error by HTTP status
@@ -52,6 +54,7 @@ def error_response(
         headers: more of them.
     """
     body: dict[str, Any]
+    message = well_formed(message)  # a client's own words, quoted, can hold what UTF-8 cannot
     if is_ollama_path(path):
         body = {"error": message}
     else:

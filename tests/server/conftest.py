@@ -2,9 +2,13 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import ollama
 import pytest
+from ollama_server import NAME
+from ollama_server import serving as ollama_serving
 from shell import SMALL, Running, serving, shell, wait_until
 
 from pyvllama.server.app import create_app
@@ -78,3 +82,32 @@ def listen() -> Iterator[Callable[..., Running]]:
             return stack.enter_context(serving(app.state.settings, app=app))
 
         yield make
+
+
+# --- Ollama's API ---
+
+
+@pytest.fixture(scope="module")
+def ollama_server() -> Iterator[Running]:
+    """A server whose pocket model is called llama3.2-vision; what lies in caches is not seen."""
+    with ollama_serving(aliases=(NAME,)) as running:
+        yield running
+
+
+@pytest.fixture
+def ollama_client(ollama_server: Running) -> Iterator[ollama.Client]:
+    """Ollama's own client of it."""
+    with ollama.Client(host=ollama_server.url) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def picture(pocket_checkpoint: Path) -> Path:
+    """A yellow ring and an orange triangle."""
+    return pocket_checkpoint / "samples" / "01_square.png"
+
+
+@pytest.fixture(scope="session")
+def other_picture(pocket_checkpoint: Path) -> Path:
+    """A yellow cross, a pink diamond and a pink heart."""
+    return pocket_checkpoint / "samples" / "02_wide.png"

@@ -65,6 +65,7 @@ THIRD_PARTY = {
     "jinja2": ["template"],
     "certifi": ["image.fetch"],
     "huggingface_hub": ["hub_client", "hub_upload"],
+    "tqdm": ["hub_client"],
     "click": ["cli."],
     "rich": ["cli.ui"],
     "prompt_toolkit": ["cli.chat."],
