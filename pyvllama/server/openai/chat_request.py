@@ -1,0 +1,184 @@
+"""The body of `/v1/chat/completions`."""
+
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from pyvllama.server.openai.tools import ResponseFormat, Tool, ToolChoice, chosen_tools
+from pyvllama.server.openai.wire import AS_WHOLE, MaxTokens, Said, SamplingFields, Text, as_json
+
+__all__ = ["ChatMessage", "ChatRequest", "StreamOptions", "read_conversation"]
+
+Detail = Literal["auto", "low", "high"]
+
+
+class TextPart(Said):
+    """Text of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class RefusalPart(Said):
+    """What an assistant said when it refused."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+
+class ImageURL(Said):
+    """Where a picture is."""
+
+    url: Text = Field(description="A data: URI, or an http(s) address; a path below --media-path where that is set.")
+    detail: Detail | None = Field(None, description="Has no effect: every picture is seen in full detail.")
+
+
+class ImagePart(Said):
+    """A picture of a message."""
+
+    type: Literal["image_url"]
+    image_url: ImageURL | Text
+
+
+Parts = Annotated[list[TextPart], Field(min_length=1)]
+AssistantParts = Annotated[list[Annotated[TextPart | RefusalPart, Field(discriminator="type")]], Field(min_length=1)]
+UserParts = Annotated[list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], Field(min_length=1)]
+
+
+class SystemMessage(Said):
+    """What holds for the whole conversation; `developer` is OpenAI's newer word."""
+
+    role: Literal["system", "developer"]
+    content: str | Parts
+    name: str | None = None
+
+
+class UserMessage(Said):
+    """What the user said and showed."""
+
+    role: Literal["user"]
+    content: Text | UserParts
+    name: str | None = None
+
+
+class FunctionCall(Said):
+    """A call of a function."""
+
+    name: str
+    arguments: str = Field(description="A JSON object, as text.")
+
+
+class ToolCall(Said):
+    """A call that the assistant made."""
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class AssistantMessage(Said):
+    """What the model said before: text, or a call."""
+
+    role: Literal["assistant"]
+    content: str | AssistantParts | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    function_call: FunctionCall | None = Field(None, description="OpenAI's old form of a call.", deprecated=True)
+
+
+class ToolMessage(Said):
+    """What a function answered; `ipython` is Meta's word."""
+
+    role: Literal["tool", "ipython"]
+    content: str | Parts
+    tool_call_id: str | None = None
+    name: str | None = None
+
+
+class FunctionMessage(Said):
+    """What a function answered, in OpenAI's old form."""
+
+    role: Literal["function"]
+    name: str
+    content: str
+
+
+ChatMessage = Annotated[
+    SystemMessage | UserMessage | AssistantMessage | ToolMessage | FunctionMessage, Field(discriminator="role")
+]
+
+
+class StreamOptions(Said):
+    """What a stream has beside the answer."""
+
+    include_usage: bool | None = Field(None, description="A last chunk without choices has the `usage`.")
+
+
+class ChatRequest(SamplingFields):
+    """A conversation to be answered."""
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    stream_options: StreamOptions | None = Field(None, description="With stream only.")
+    max_completion_tokens: MaxTokens = Field(
+        None, description="Tokens to generate at most; -1 and null: until the context is full."
+    )
+    max_tokens: MaxTokens = Field(None, description="OpenAI's old name of max_completion_tokens, which goes first.")
+    n: Annotated[int, Field(ge=1, le=128), AS_WHOLE] | None = Field(
+        None, description="How many answers; with a seed the i-th has seed + i."
+    )
+    stop: Text | list[Text] | None = Field(None, description="The answer ends before the first of these strings.")
+    logprobs: bool | None = Field(None, description="Log-probabilities of the answer's tokens.")
+    top_logprobs: Annotated[int, Field(ge=0, le=20), AS_WHOLE] | None = Field(
+        None, description="And those of so many of the likeliest tokens at each place; needs logprobs."
+    )
+    response_format: ResponseFormat | None = None
+    tools: list[Tool] | None = Field(None, description="Functions that may be called, one at a time.")
+    tool_choice: ToolChoice | None = None
+    context_shift: bool | None = Field(
+        None, description="Leave the oldest turns away if the conversation would not fit into the context otherwise."
+    )
+
+    @field_validator("stream_options")
+    @classmethod
+    def _with_stream_only(cls, value: StreamOptions | None, info: ValidationInfo) -> StreamOptions | None:
+        if value is not None and not info.data.get("stream"):
+            raise ValueError("it is only allowed when stream is true")
+        return value
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with its usage."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def options(self) -> dict[str, Any]:
+        """For `ChatOptions.from_options`."""
+        limit = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+        return {
+            **self.sampling(),
+            **chosen_tools(self.tools, self.tool_choice),
+            "max_tokens": None if limit == -1 else limit,
+            "n": self.n or 1,
+            "stop": self.stop or None,
+            "logprobs": bool(self.logprobs),
+            "top_logprobs": self.top_logprobs,
+            "response_format": None if self.response_format is None else as_json(self.response_format),
+        }
+
+
+def read_conversation(messages: Iterable[ChatMessage]) -> list[dict[str, Any]]:
+    """The messages for `build_prompt`: OpenAI's shape of today, and nothing in it that was not asked for."""
+    return [_as_of_today(as_json(message)) for message in messages]
+
+
+def _as_of_today(message: dict[str, Any]) -> dict[str, Any]:
+    if message["role"] == "function":
+        message["role"] = "tool"
+    if (call := message.pop("function_call", None)) is not None:
+        message.setdefault("tool_calls", [{"type": "function", "function": call}])
+    if isinstance(message.get("content"), list):
+        message["content"] = [
+            {"type": "text", "text": part["refusal"]} if part["type"] == "refusal" else part
+            for part in message["content"]
+        ]
+    return message

@@ -1,0 +1,45 @@
+"""What answers cost, in OpenAI's and llama-server's words."""
+
+from dataclasses import fields
+from typing import Any
+
+from pyvllama.server.answer import Answer
+from pyvllama.types import Timings, Usage
+
+__all__ = ["costs_of", "timings_of", "usage_of"]
+
+
+def costs_of(*answers: Answer) -> dict[str, Any]:
+    """`usage` and `timings` of one answer, or of several together."""
+    return {"usage": usage_of(*answers), "timings": timings_of(*answers)}
+
+
+def usage_of(*answers: Answer) -> dict[str, Any]:
+    """OpenAI's `usage`."""
+    usage, timings = _sums(answers)
+    return {**usage.as_dict(), "prompt_tokens_details": {"cached_tokens": _n_cached(usage, timings)}}
+
+
+def timings_of(*answers: Answer) -> dict[str, Any]:
+    """llama-server's `timings`, with the pictures' time; milliseconds."""
+    usage, timings = _sums(answers)
+    return {
+        "cache_n": _n_cached(usage, timings),
+        **timings.as_dict(),
+        "prompt_per_token_ms": timings.prompt_ms / max(1, timings.prompt_n),
+        "predicted_per_token_ms": timings.predicted_ms / max(1, timings.predicted_n),
+    }
+
+
+def _sums(answers: tuple[Answer, ...]) -> tuple[Usage, Timings]:
+    usage, timings = Usage(), Timings()
+    for answer in answers:
+        for total, part in ((usage, answer.usage), (timings, answer.timings)):
+            for field in fields(total):
+                setattr(total, field.name, getattr(total, field.name) + getattr(part, field.name))
+    return usage, timings
+
+
+def _n_cached(usage: Usage, timings: Timings) -> int:
+    """Prompt tokens that were not computed. With several choices each computes what it does not share."""
+    return max(0, usage.prompt_tokens - timings.prompt_n)

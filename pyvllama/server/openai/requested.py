@@ -1,0 +1,57 @@
+"""From a request to the answer that is under way for it."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from typing import Any
+
+from starlette.requests import Request
+
+from pyvllama.chat_options import ChatOptions
+from pyvllama.server.answer import Answer
+from pyvllama.server.openai.wire import SamplingFields
+from pyvllama.server.served_model import ServedModel
+
+__all__ = ["begin_chat", "read_options", "served_model"]
+
+
+async def served_model(request: Request, stack: AsyncExitStack, name: str | None) -> ServedModel:
+    """The model of a request; it stays loaded until the stack is closed.
+
+    Raises:
+        ModelNotFound: there is none of this name.
+    """
+    model: ServedModel = await stack.enter_async_context(request.app.state.pool.use(name or None))
+    return model
+
+
+async def read_options(served: ServedModel, options: Mapping[str, Any]) -> ChatOptions:
+    """As `ChatOptions.from_options`, which may have a large schema to read, on another thread."""
+    return await asyncio.to_thread(ChatOptions.from_options, served.model.sampling_defaults, options)
+
+
+async def begin_chat(
+    request: Request,
+    stack: AsyncExitStack,
+    served: ServedModel,
+    body: SamplingFields,
+    messages: Sequence[Mapping[str, Any]],
+    options: Mapping[str, Any],
+    *,
+    context_shift: bool = False,
+) -> Answer:
+    """An answer that is under way; it is cancelled when the stack is closed.
+
+    Raises:
+        VllamaError: whatever is wrong with the request.
+    """
+    state = request.app.state
+    answer = await served.chat(
+        messages,
+        await read_options(served, options),
+        limits=state.image_limits,
+        reuse=body.reuse,
+        deadline_s=state.settings.deadline_s,
+        context_shift=context_shift,
+    )
+    return await stack.enter_async_context(answer)
