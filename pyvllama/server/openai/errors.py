@@ -63,8 +63,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 _CODES = {401: "invalid_api_key", 404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
 _WORDS = {  # status of an HTTPException with starlette's own words -> ours
-    404: "there is nothing at this address; /docs lists what there is",
-    405: "this address does not take this method; /docs lists what there is",
+    404: "there is nothing at this address; /openapi.json lists what there is",
+    405: "this address does not take this method; /openapi.json lists what there is",
 }
 _FIELDS = (
     *("messages", "tools", "tool_choice", "response_format", "grammar", "logit_bias", "stop", "prompt", "n"),
