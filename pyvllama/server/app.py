@@ -20,15 +20,17 @@ from starlette.responses import JSONResponse
 from pyvllama.errors import BackendError, VllamaError
 from pyvllama.server.api_keys import ApiKeys
 from pyvllama.server.body_limit import BodyLimit
-from pyvllama.server.error_response import error_response, validation_message
+from pyvllama.server.error_response import error_response, is_ollama_path
 from pyvllama.server.errors import status_of
 from pyvllama.server.host_check import HostCheck, OriginCheck
 from pyvllama.server.image_policy import image_limits
 from pyvllama.server.metrics import Metrics
 from pyvllama.server.model_pool import ModelPool
+from pyvllama.server.openai.errors import InvalidRequest, openai_error
 from pyvllama.server.pool_setup import make_pool
 from pyvllama.server.request_log import RequestLog
 from pyvllama.server.settings import Settings
+from pyvllama.server.validation import validation_message
 
 __all__ = ["create_app"]
 
@@ -40,6 +42,7 @@ ROUTERS = (
     "openai.completions",
     "openai.responses",
     "openai.models",
+    "openai.unsupported",
     "llama_server",
     "ollama.chat",
     "ollama.generate",
@@ -146,12 +149,15 @@ async def _load(state: Any) -> None:
 
 async def _invalid_request(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    message, param = validation_message(error.errors())
-    return error_response(request.url.path, 400, message, param=param)
+    if not is_ollama_path(request.url.path):
+        return openai_error(error)
+    return error_response(request.url.path, 400, validation_message(error.errors(), error.body)[0])
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    if isinstance(error, InvalidRequest):
+        return openai_error(error)
     status, path = error.status_code, request.url.path
     message = str(error.detail)
     if status == 404 and message == "Not Found":
@@ -163,6 +169,8 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
 
 async def _our_error(request: Request, error: Exception) -> JSONResponse:
     path = request.url.path
+    if not is_ollama_path(path):
+        return openai_error(error)
     status = status_of(error)
     return error_response(
         path, status.http, str(error), kind=status.kind, code=status.code, retry_after_s=status.retry_after_s

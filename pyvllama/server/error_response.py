@@ -1,14 +1,14 @@
 """Errors in the words of the API that was asked: one place that picks the shape by the path."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.responses import JSONResponse
 
 from pyvllama.tokenizer import well_formed
 
-__all__ = ["KINDS", "error_response", "is_ollama_path", "validation_message"]
+__all__ = ["KINDS", "error_response", "is_ollama_path"]
 
 KINDS = {  # OpenAI's `type` of an error by HTTP status
     400: "invalid_request_error",
@@ -64,35 +64,3 @@ def error_response(
     if retry_after_s is not None:
         more["Retry-After"] = str(max(1, math.ceil(retry_after_s)))
     return JSONResponse(body, status, more)
-
-
-def validation_message(errors: Sequence[Mapping[str, Any]]) -> tuple[str, str | None]:
-    """(one sentence, the first wrong field) of what pydantic found wrong with a request."""
-    if not errors:
-        return "the request is not valid", None
-    said = []
-    for error in errors[:3]:
-        field = _field(error.get("loc", ()))
-        text = str(error.get("msg", "is not valid"))
-        if error.get("type") == "json_invalid":
-            field, text = "", f"the body is no valid JSON: {dict(error.get('ctx') or {}).get('error', text)}"
-        elif error.get("type") == "missing":
-            text = "is required" if field else "a JSON body is required"
-        said.append(f"{field}: {text}" if field else text)
-    if len(errors) > len(said):
-        said.append(f"and {len(errors) - len(said)} more")
-    return "; ".join(said), _field(errors[0].get("loc", ())) or None
-
-
-def _field(loc: Sequence[Any]) -> str:
-    """`messages[0].content` of ("body", "messages", 0, "content"); without the names of a union's members."""
-    name = ""
-    for part in loc[1:] if loc and loc[0] in ("body", "query", "path", "header", "cookie") else loc:
-        if isinstance(part, int):
-            name += f"[{part}]" if name else ""  # a bare number is a position in the text, of broken JSON
-        elif str(part).isidentifier() and not str(part)[0].isupper() and part not in _TYPE_NAMES:
-            name += f".{part}" if name else str(part)
-    return name
-
-
-_TYPE_NAMES = frozenset({"str", "int", "float", "bool", "list", "dict", "none", "constrained"})

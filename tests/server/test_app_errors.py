@@ -2,7 +2,8 @@
 
 import pytest
 
-from pyvllama.server.error_response import error_response, validation_message
+from pyvllama.server.error_response import error_response
+from pyvllama.server.validation import validation_message
 
 
 def openai(response):
@@ -35,12 +36,12 @@ def test_a_wrong_method(ask):
 @pytest.mark.parametrize(
     ("body", "param", "message"),
     [
-        (b'{"name": 5}', "name", "name: Input should be a valid string"),
-        (b'{"name": "a", "numbers": [1, "x"]}', "numbers[1]", "numbers[1]: Input should be a valid integer"),
+        (b'{"name": 5}', "name", "name: should be a valid string"),
+        (b'{"name": "a", "numbers": [1, "x"]}', "numbers[1]", "numbers[1]: should be a valid integer"),
         (b"{}", "name", "name: is required"),
         (b'{"name": ', None, "the body is no valid JSON"),
-        (b"", None, "a JSON body is required"),
-        (b"[]", None, "Input should be a valid dictionary"),
+        (b"", None, "the body must be a JSON object"),
+        (b"[]", None, "the body must be a JSON object"),
     ],
 )
 def test_a_wrong_request(ask, body, param, message):
@@ -94,9 +95,18 @@ def test_retry_after_is_whole_seconds():
     assert error_response("/v1/x", 429, "later", retry_after_s=2.2).headers["retry-after"] == "3"
 
 
-def test_many_errors_are_one_sentence():
-    errors = [{"loc": ("body", "messages", i, "str"), "msg": "is wrong"} for i in range(5)]
-    said, param = validation_message(errors)
-    assert said == "messages[0]: is wrong; messages[1]: is wrong; messages[2]: is wrong; and 2 more"
-    assert param == "messages[0]"
-    assert validation_message([]) == ("the request is not valid", None)
+def test_of_several_errors_the_one_that_got_furthest_is_told():
+    body = {"messages": [{"content": [{"type": "text"}]}], "n": 0}
+    errors = [
+        {"type": "string_type", "loc": ("body", "messages", 0, "content", "str"), "msg": "Input should be a string"},
+        {
+            "type": "missing",
+            "loc": ("body", "messages", 0, "content", "list[Part]", 0, "text"),
+            "msg": "Field required",
+        },
+        {"type": "greater_than", "loc": ("body", "n"), "msg": "Input should be greater than 0"},
+    ]
+    field = "messages[0].content[0].text"
+    assert validation_message(errors, body) == (f"{field}: is required", field)
+    assert validation_message(errors[:1], body)[0] == "messages[0].content: should be a string"
+    assert validation_message([], None) == ("the request is not valid", None)

@@ -7,8 +7,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from pyvllama.errors import VllamaError
-from pyvllama.server.error_response import error_response, validation_message
+from pyvllama.server.error_response import error_response
 from pyvllama.server.errors import status_of
+from pyvllama.server.validation import validation_message
 from pyvllama.server.ollama.responses import ErrorResponse
 
 __all__ = ["ERRORS", "OllamaError", "error_line", "not_found", "ollama_error"]
@@ -43,7 +44,7 @@ def not_found(name: str) -> OllamaError:
 def ollama_error(error: Exception) -> JSONResponse:
     """The answer to a request that failed; an error that is none of ours is told in no detail."""
     if isinstance(error, RequestValidationError):
-        return error_response(_PATH, 400, validation_message(error.errors())[0])
+        return error_response(_PATH, 400, validation_message(error.errors(), error.body)[0])
     if isinstance(error, HTTPException):
         return error_response(_PATH, error.status_code, str(error.detail), headers=error.headers)
     status = status_of(error)

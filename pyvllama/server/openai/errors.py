@@ -1,7 +1,6 @@
 """Whatever goes wrong, in OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`."""
 
 import re
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -11,6 +10,7 @@ from starlette.responses import JSONResponse
 
 from pyvllama.errors import ContextOverflow, ModelNotFound, VllamaError
 from pyvllama.server.errors import status_of
+from pyvllama.server.validation import validation_message
 from pyvllama.tokenizer import well_formed
 
 __all__ = ["ERRORS", "ErrorAnswer", "InvalidRequest", "error_object", "openai_error"]
@@ -62,16 +62,13 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 """The `responses` of a route."""
 
 _CODES = {401: "invalid_api_key", 404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
-_WORDS = {  # status of an HTTPException with starlette's own words -> ours
-    404: "there is nothing at this address; /openapi.json lists what there is",
-    405: "this address does not take this method; /openapi.json lists what there is",
-}
 _FIELDS = (
     *("messages", "tools", "tool_choice", "response_format", "grammar", "logit_bias", "stop", "prompt", "n"),
     *("top_logprobs", "logprobs", "max_tokens", "seed", "temperature", "input"),
 )
-_BY_TAG = ("union_tag_invalid", "union_tag_not_found")  # pydantic's: an object whose `type` or `role` is none of ours
-_FIRST_FIELD = re.compile(rf"^((?:{'|'.join(_FIELDS)})(?:\[\d+\]|\.\w+)*)(?= |:|$)")
+_FIRST_FIELD = re.compile(
+    rf"^(?:llama\.cpp does not understand the )?((?:{'|'.join(_FIELDS)})(?:\[\d+\]|\.\w+)*)(?= |:|$)"
+)
 
 
 def openai_error(error: Exception) -> JSONResponse:
@@ -87,15 +84,13 @@ def error_object(error: Exception) -> dict[str, Any]:
 
 def _described(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
     if isinstance(error, RequestValidationError):
-        message, param = _of_validation(error.errors(), error.body)
+        message, param = validation_message(error.errors(), error.body)
         return 400, _object(message, "invalid_request_error", param, None), {}
     if isinstance(error, HTTPException):
         kind = {501: "not_supported_error"}.get(error.status_code)
         kind = kind or ("invalid_request_error" if error.status_code < 500 else "server_error")
-        ours = isinstance(error, InvalidRequest)
-        message = str(error.detail) if ours else _WORDS.get(error.status_code, str(error.detail))
         code = "not_supported" if error.status_code == 501 else _CODES.get(error.status_code)
-        body = _object(message, kind, getattr(error, "param", None), code)
+        body = _object(str(error.detail), kind, getattr(error, "param", None), code)
         return error.status_code, body, dict(error.headers or {})
     status = status_of(error)
     message = str(error) if isinstance(error, VllamaError) else "something went wrong here: the server's log has more"
@@ -115,51 +110,3 @@ def _param_of(error: Exception) -> str | None:
     if found := _FIRST_FIELD.match(str(error)):
         return found.group(1)
     return "messages" if isinstance(error, ContextOverflow) else None
-
-
-def _of_validation(errors: Sequence[Any], body: Any) -> tuple[str, str | None]:
-    """(message, field) of what pydantic found: of all that is wrong, what is wrong deepest in the body.
-
-    Where a field may be one of several things, pydantic says of each why it isn't it; the one that got furthest is the
-    one that was meant.
-    """
-    if any(e["type"] == "json_invalid" for e in errors):
-        where = errors[0]["loc"][-1]
-        return f"the body is not JSON: {errors[0].get('ctx', {}).get('error')} at character {where}", None
-    first = errors[0]["loc"][:2]
-    paths = [(_path(e, body), e) for e in errors if e["loc"][:2] == first]
-    path, _ = max(paths, key=lambda pair: (len(pair[0]), pair[1]["type"] != "missing"))
-    said = [_words(e) for other, e in paths if other == path]
-    if not path:
-        return "the body must be a JSON object, sent with Content-Type: application/json", None
-    param = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in path)[1:]
-    return f"{param}: {', or '.join(dict.fromkeys(said))}", param
-
-
-def _words(error: Mapping[str, Any]) -> str:
-    if error["type"] in _BY_TAG:
-        tag, expected = error["ctx"].get("tag"), error["ctx"].get("expected_tags")
-        return f"is {tag!r}, but must be one of {expected}" if tag is not None else "field required"
-    words = str(error["msg"]).removeprefix("Value error, ").removeprefix("Input ")
-    return words[:1].lower() + words[1:]
-
-
-def _path(error: Mapping[str, Any], body: Any) -> list[int | str]:
-    """The places in the body (or the query) that a location of pydantic's goes through; the rest names alternatives."""
-    loc = error["loc"]
-    if loc[0] != "body":
-        return [part for part in loc[1:] if not isinstance(part, int)] or [str(loc[0])]
-    path: list[int | str] = []
-    at = body
-    for i, part in enumerate(loc[1:], 1):
-        is_key = isinstance(at, Mapping) and part in at
-        is_index = isinstance(at, list) and isinstance(part, int) and part < len(at)
-        if is_key or is_index:
-            path.append(part)
-            at = at[part]
-        elif error["type"] == "missing" and i == len(loc) - 1:
-            path.append(part)
-    if error["type"] in _BY_TAG and isinstance(at, Mapping):
-        by = error["ctx"]["discriminator"].strip("'")
-        path.append("type" if by.endswith("()") else by)
-    return path
