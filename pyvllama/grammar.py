@@ -11,6 +11,9 @@ from pyvllama.errors import ConfigError
 __all__ = ["Constraint", "choose_constraint", "constraint_of_format", "constraint_of_grammar", "constraint_of_tools"]
 
 _MAX_GRAMMAR_CHARS = 1 << 20
+_MOST = {"(": 4000, "::=": 10_000}
+"""Of groups and of rules: llama.cpp reads both by recursion, and some ten thousand groups, one in another, or eighty
+thousand rules, each naming the next, end the process."""
 _CALL_START = r"^\s*(\{[\s\S]*)"
 """Where a tool may be called but need not: an answer that begins like a JSON object is held to be a call."""
 
@@ -39,6 +42,9 @@ def constraint_of_grammar(grammar: str | None) -> Constraint | None:
         return None
     if not isinstance(grammar, str) or not grammar.strip():
         raise ConfigError(f"grammar must be a text in GBNF, not {grammar!r:.80}")
+    for mark, most in _MOST.items():
+        if (n := grammar.count(mark)) > most:
+            raise ConfigError(f"grammar has {mark!r} {n} times, more than {most}")
     return Constraint(_checked(grammar))
 
 
