@@ -55,7 +55,8 @@ class Sampler:
         self._chain: Any = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
         self._add_bias(model, params.logit_bias)
         if params.repeat_penalty != 1 or params.frequency_penalty != 0 or params.presence_penalty != 0:
-            last_n = params.penalty_last_n if params.penalty_last_n >= 0 else model.n_ctx_train
+            n_ctx = model.n_ctx_train  # llama.cpp takes memory for as many tokens as it is told, 8 GiB at most
+            last_n = min(params.penalty_last_n, n_ctx) if params.penalty_last_n >= 0 else n_ctx
             self._add(
                 llama_cpp.llama_sampler_init_penalties(
                     self._n_tokens, last_n, params.repeat_penalty, params.frequency_penalty, params.presence_penalty

@@ -189,3 +189,14 @@ def test_an_abandoned_generation_leaves_the_session_one_token_behind(endless, pr
         tokens.close()
         assert (got, session.n_past) == (want[:n], len(prompt) + n - 1)
     assert answer(endless, prompt) == want
+
+
+def test_penalties_take_no_memory_for_tokens_that_cannot_be(llm):
+    """llama.cpp would take 8 GiB for these."""
+    import resource
+
+    options = {"repeat_penalty": 1.1, "penalty_last_n": 2**31 - 1}
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Sampler(llm.model, SamplingParams(**options)).close()
+    grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown_kib < 100_000

@@ -38,7 +38,7 @@ class Message(Said):
 
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
-    content: str | list[Part]
+    content: str | Annotated[list[Part], Field(min_length=1)]
 
 
 class FunctionCallItem(Said):
@@ -55,7 +55,7 @@ class FunctionOutputItem(Said):
 
     type: Literal["function_call_output"]
     call_id: str
-    output: str | list[InputText]
+    output: str | Annotated[list[InputText], Field(min_length=1)]
 
 
 class ReasoningItem(Said):

@@ -28,6 +28,7 @@ _ANSWERS = streamed(
     ResponseEvent,
     "The response.",
     "OpenAI's events, from `response.created` to `response.completed`, `response.incomplete` or `response.failed`.",
+    ends_with_done=False,
 )
 
 
