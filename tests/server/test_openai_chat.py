@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 
 import openai
 import pytest
@@ -327,3 +328,22 @@ def test_a_model_by_its_names(client, server):
     card = server.app.state.pool.cards()[0]
     for name in (card.name, *card.aliases, f"{card.name}:latest"):
         assert chat(client, [said("Hello!")], model=name, max_tokens=1).usage.completion_tokens == 1
+
+
+# --- the log ---
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_log_has_the_costs_and_not_the_words(client, caplog, stream):
+    caplog.set_level("INFO", logger="pyvllama.server")
+    got = chat(client, [said("Hello!")], stream=stream)
+    if stream:
+        assert list(got)
+    for _ in range(500):
+        if lines := [r.fields for r in caplog.records if r.getMessage() == "request"]:
+            break
+        time.sleep(0.01)  # the line is written when the last byte is sent
+    (line,) = lines
+    assert (line["model"], line["prompt_tokens"], line["image_encode_ms"]) == ("pocket-vllama", 12, 0)
+    assert line["completion_tokens"] == 9
+    assert "Hello" not in json.dumps(line)

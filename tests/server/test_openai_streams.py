@@ -216,12 +216,19 @@ def test_a_client_that_goes_away_is_not_answered_any_more(server, client, n_read
     assert client.chat.completions.create(model="", messages=[said("Hello!")], temperature=0).choices
 
 
-def test_a_client_that_goes_away_before_its_whole_answer(server):
+def test_a_client_that_goes_away_before_its_whole_answer(server, monkeypatch):
+    """Also while tokens come without a pause."""
+    served, ended = server.app.state.pool.loaded()[0].served, []
+    monkeypatch.setattr(served, "on_answered", ended.append)
+    step = served.engine._batcher.step
+    monkeypatch.setattr(served.engine._batcher, "step", lambda: (time.sleep(0.005), step()))
     with connect(server, timeout=0.3) as impatient, pytest.raises(openai.APITimeoutError):
         impatient.chat.completions.create(
-            model="", messages=[said("Hello!")], max_tokens=1900, n=4, temperature=0, **endless(server)
+            model="", messages=[said("Hello!")], max_tokens=1900, temperature=0, **endless(server)
         )
     wait_until(lambda: n_open(server) == 0)
+    (answer,) = ended
+    assert answer.usage.completion_tokens < 1000
 
 
 def test_too_many_are_told_when_to_come_again(make_server):

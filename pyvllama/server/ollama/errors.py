@@ -9,8 +9,8 @@ from starlette.responses import JSONResponse
 from pyvllama.errors import VllamaError
 from pyvllama.server.error_response import error_response
 from pyvllama.server.errors import status_of
-from pyvllama.server.validation import validation_message
 from pyvllama.server.ollama.responses import ErrorResponse
+from pyvllama.server.validation import validation_message
 
 __all__ = ["ERRORS", "OllamaError", "error_line", "not_found", "ollama_error"]
 

@@ -1,6 +1,6 @@
 """`/v1/chat/completions`."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -8,12 +8,11 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from pyvllama.server.answer import Answer
-from pyvllama.server.answer_stream import AnswerStream
 from pyvllama.server.openai.answers import ChatChunk, ChatCompletion
 from pyvllama.server.openai.chat_request import ChatRequest, read_conversation
 from pyvllama.server.openai.costs import costs_of, timings_of
 from pyvllama.server.openai.documents import streamed
-from pyvllama.server.openai.events import DONE, PING, PING_S, SSE, event, or_error, with_usage_null
+from pyvllama.server.openai.events import DONE, PING, PING_S, begin_stream, event, or_error, with_usage_null
 from pyvllama.server.openai.requested import begin_chat, served_model
 
 __all__ = ["chat_chunks", "router"]
@@ -37,12 +36,12 @@ async def create_chat_completion(request: Request, body: ChatRequest) -> Respons
         answer = await begin_chat(request, stack, served, body, messages, body.options(), context_shift=shift)
         if body.stream:
             events = or_error(_events(answer, include_usage=body.include_usage))
-            return AnswerStream(events, stack.pop_all(), SSE)
+            return begin_stream(events, stack)
         completion = answer.completion.whole(await answer.whole(request))
         return JSONResponse({**completion, **costs_of(answer)})
 
 
-async def chat_chunks(answer: Answer) -> AsyncIterator[list[dict[str, Any]]]:
+async def chat_chunks(answer: Answer) -> AsyncGenerator[list[dict[str, Any]], None]:
     """`chat.completion.chunk` objects, those that are there; none for a sign of life. See `Completion.chunks_of`."""
     yield [answer.completion.begin(choice) for choice in range(answer.options.n)]
     async for batch in answer.batches(PING_S):
@@ -51,7 +50,7 @@ async def chat_chunks(answer: Answer) -> AsyncIterator[list[dict[str, Any]]]:
             yield chunks
 
 
-async def _events(answer: Answer, *, include_usage: bool) -> AsyncIterator[bytes]:
+async def _events(answer: Answer, *, include_usage: bool) -> AsyncGenerator[bytes, None]:
     """Chunks. The last one has the `timings`; `usage` only if it was asked for, in a chunk of its own."""
     head: dict[str, Any] = {}
     async for chunks in chat_chunks(answer):

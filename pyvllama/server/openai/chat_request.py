@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from pyvllama.server.openai.tools import ResponseFormat, Tool, ToolChoice, chosen_tools
-from pyvllama.server.openai.wire import AS_WHOLE, MaxTokens, Said, SamplingFields, Text, as_json
+from pyvllama.server.openai.wire import AS_WHOLE, MaxTokens, Said, SamplingFields, Stop, Text, as_json
 
 __all__ = ["ChatMessage", "ChatRequest", "StreamOptions", "read_conversation"]
 
@@ -118,7 +118,7 @@ class StreamOptions(Said):
 class ChatRequest(SamplingFields):
     """A conversation to be answered."""
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: list[ChatMessage] = Field(min_length=1, description="What was said and shown so far.")
     stream_options: StreamOptions | None = Field(None, description="With stream only.")
     max_completion_tokens: MaxTokens = Field(
         None, description="Tokens to generate at most; -1 and null: until the context is full."
@@ -127,14 +127,16 @@ class ChatRequest(SamplingFields):
     n: Annotated[int, Field(ge=1, le=128), AS_WHOLE] | None = Field(
         None, description="How many answers; with a seed the i-th has seed + i."
     )
-    stop: Text | list[Text] | None = Field(None, description="The answer ends before the first of these strings.")
+    stop: Stop | None = Field(None, description="The answer ends before the first of these strings.")
     logprobs: bool | None = Field(None, description="Log-probabilities of the answer's tokens.")
     top_logprobs: Annotated[int, Field(ge=0, le=20), AS_WHOLE] | None = Field(
         None, description="And those of so many of the likeliest tokens at each place; needs logprobs."
     )
-    response_format: ResponseFormat | None = None
+    response_format: ResponseFormat | None = Field(None, description="JSON, of a schema or any.")
     tools: list[Tool] | None = Field(None, description="Functions that may be called, one at a time.")
-    tool_choice: ToolChoice | None = None
+    tool_choice: ToolChoice | None = Field(
+        None, description="Whether one must be called, and which; auto where there are tools."
+    )
     context_shift: bool | None = Field(
         None, description="Leave the oldest turns away if the conversation would not fit into the context otherwise."
     )

@@ -6,7 +6,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from pyvllama.server.openai.chat_request import StreamOptions
 from pyvllama.server.openai.tools import ResponseFormat
-from pyvllama.server.openai.wire import AS_WHOLE, JSONObject, MaxTokens, SamplingFields, Text, as_json
+from pyvllama.server.openai.wire import AS_WHOLE, JSONObject, MaxTokens, SamplingFields, Stop, as_json
 
 __all__ = ["MAX_CHOICES", "CompletionRequest"]
 
@@ -32,7 +32,7 @@ class CompletionRequest(SamplingFields):
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES), AS_WHOLE] | None = Field(
         None, description="How many answers to each prompt; with a seed the i-th has seed + i."
     )
-    stop: Text | list[Text] | None = Field(None, description="The answer ends before the first of these strings.")
+    stop: Stop | None = Field(None, description="The answer ends before the first of these strings.")
     logprobs: Annotated[int, Field(ge=0, le=20), AS_WHOLE] | None = Field(
         None, description="Log-probabilities of the answer's tokens and of so many of the likeliest at each place."
     )
@@ -43,7 +43,7 @@ class CompletionRequest(SamplingFields):
     suffix: str | None = Field(
         None, description="Refused: Llama 3.2 cannot fill in a middle.", json_schema_extra={"maxLength": 0}
     )
-    response_format: ResponseFormat | None = None
+    response_format: ResponseFormat | None = Field(None, description="JSON, of a schema or any.")
     json_schema: JSONObject | None = Field(
         None, description="A JSON Schema that the answer follows. (llama-server's; OpenAI's name is response_format.)"
     )

@@ -1,8 +1,8 @@
 """`/v1/completions`: texts gone on with as they are, without a chat template."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -10,14 +10,13 @@ from starlette.responses import JSONResponse, Response
 
 from pyvllama.completion import Delta
 from pyvllama.server.answer import Answer
-from pyvllama.server.answer_stream import AnswerStream
 from pyvllama.server.openai.answers import TextCompletion
 from pyvllama.server.openai.completion_request import MAX_CHOICES, CompletionRequest
 from pyvllama.server.openai.costs import costs_of, timings_of
 from pyvllama.server.openai.documents import streamed
 from pyvllama.server.openai.errors import InvalidRequest
-from pyvllama.server.openai.events import DONE, PING, PING_S, SSE, event, or_error, with_usage_null
-from pyvllama.server.openai.requested import read_options, served_model
+from pyvllama.server.openai.events import DONE, PING, PING_S, begin_stream, event, or_error, with_usage_null
+from pyvllama.server.openai.requested import note_costs, read_options, served_model
 from pyvllama.server.openai.text_pieces import TextPieces
 from pyvllama.server.served_model import ServedModel
 
@@ -41,7 +40,7 @@ async def create_completion(request: Request, body: CompletionRequest) -> Respon
     async with AsyncExitStack() as stack:
         served = await served_model(request, stack, body.model)
         options = await read_options(served, body.options())
-        echoes = [_text_of(served, prompt, i) if body.echo else "" for i, prompt in enumerate(prompts)]
+        echoes = await asyncio.to_thread(_echoes, served, prompts) if body.echo else [""] * len(prompts)
         answers = [
             await stack.enter_async_context(
                 await served.complete(
@@ -54,14 +53,19 @@ async def create_completion(request: Request, body: CompletionRequest) -> Respon
             )
             for prompt in prompts
         ]
+        note_costs(request, stack, *answers)
         pieces = TextPieces(
             served.name, served.model.tokenizer, options.n, echoes, with_logprobs=body.logprobs is not None
         )
         if body.stream:
             events = or_error(_events(answers, pieces, include_usage=body.include_usage))
-            return AnswerStream(events, stack.pop_all(), SSE)
+            return begin_stream(events, stack)
         whole = pieces.whole([await answer.whole(request) for answer in answers])
         return JSONResponse({**whole, **costs_of(*answers)})
+
+
+def _echoes(served: ServedModel, prompts: Sequence[str | list[int]]) -> list[str]:
+    return [_text_of(served, prompt, i) for i, prompt in enumerate(prompts)]
 
 
 def _text_of(served: ServedModel, prompt: str | list[int], i: int) -> str:
@@ -75,17 +79,19 @@ def _text_of(served: ServedModel, prompt: str | list[int], i: int) -> str:
     return b"".join(tokenizer.piece(token, special=True) for token in prompt).decode(errors="replace")
 
 
-async def _events(answers: Sequence[Answer], pieces: TextPieces, *, include_usage: bool) -> AsyncIterator[bytes]:
+async def _events(answers: Sequence[Answer], pieces: TextPieces, *, include_usage: bool) -> AsyncGenerator[bytes, None]:
     """Pieces. The last one has the `timings`; `usage` only if it was asked for, in an object of its own."""
     n_open = pieces.n_choices
-    yield _joined(pieces.begin(), include_usage)
-    async for batch in _mixed(answers):
-        n_open -= sum(delta.finish_reason is not None for _, delta in batch)
-        objects = [piece for prompt, delta in batch if (piece := pieces.take(prompt, delta))]
-        if not n_open and not include_usage:
-            objects[-1]["timings"] = timings_of(*answers)
-        if objects or not batch:
-            yield _joined(objects, include_usage) or PING
+    if echoed := pieces.begin():
+        yield _joined(echoed, include_usage)
+    async with aclosing(_mixed(answers)) as batches:
+        async for batch in batches:
+            n_open -= sum(delta.finish_reason is not None for _, delta in batch)
+            objects = [piece for prompt, delta in batch if (piece := pieces.take(prompt, delta))]
+            if not n_open and not include_usage:
+                objects[-1]["timings"] = timings_of(*answers)
+            if objects or not batch:
+                yield _joined(objects, include_usage) or PING
     if include_usage:
         yield event({**pieces.object([]), **costs_of(*answers)})
     yield DONE
@@ -95,7 +101,7 @@ def _joined(objects: list[dict[str, Any]], include_usage: bool) -> bytes:
     return b"".join(map(event, with_usage_null(objects) if include_usage else objects))
 
 
-async def _mixed(answers: Sequence[Answer]) -> AsyncIterator[list[tuple[int, Delta]]]:
+async def _mixed(answers: Sequence[Answer]) -> AsyncGenerator[list[tuple[int, Delta]], None]:
     """(which answer, its delta), as they come; none for a sign of life."""
     come: asyncio.Queue[tuple[int, list[Delta]] | Exception | None] = asyncio.Queue()
 

@@ -2,15 +2,16 @@
 
 import json
 import logging
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
 from pyvllama.errors import VllamaError
+from pyvllama.server.answer_stream import AnswerStream
 from pyvllama.server.openai.errors import error_object
 
-__all__ = ["DONE", "PING", "PING_S", "SSE", "event", "log_unless_ours", "or_error", "with_usage_null"]
+__all__ = ["DONE", "PING", "PING_S", "begin_stream", "event", "log_unless_ours", "or_error", "with_usage_null"]
 
-SSE = "text/event-stream"
 PING_S = 10.0
 """Silence after which a comment is sent: an image may take minutes, some proxies and clients wait for one at most."""
 
@@ -26,14 +27,21 @@ def event(data: Any, name: str | None = None) -> bytes:
     return f"{head}data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
 
 
-async def or_error(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The events; if something goes wrong on the way, one that says so is the last."""
-    try:
-        async for piece in events:
-            yield piece
-    except Exception as e:
-        log_unless_ours(e)
-        yield event({"error": error_object(e)})
+def begin_stream(events: AsyncGenerator[bytes, None], stack: AsyncExitStack) -> AnswerStream:
+    """A response of these events. It takes over what the stack holds, and closes it after them."""
+    stack.push_async_callback(events.aclose)
+    return AnswerStream(events, stack.pop_all(), "text/event-stream")
+
+
+async def or_error(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    """The events; if something goes wrong on the way, one that says so is the last. Closes them with itself."""
+    async with aclosing(events):
+        try:
+            async for piece in events:
+                yield piece
+        except Exception as e:
+            log_unless_ours(e)
+            yield event({"error": error_object(e)})
 
 
 def log_unless_ours(error: Exception) -> None:

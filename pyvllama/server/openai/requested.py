@@ -10,9 +10,10 @@ from starlette.requests import Request
 from pyvllama.chat_options import ChatOptions
 from pyvllama.server.answer import Answer
 from pyvllama.server.openai.wire import SamplingFields
+from pyvllama.server.request_log import log_fields
 from pyvllama.server.served_model import ServedModel
 
-__all__ = ["begin_chat", "read_options", "served_model"]
+__all__ = ["begin_chat", "note_costs", "read_options", "served_model"]
 
 
 async def served_model(request: Request, stack: AsyncExitStack, name: str | None) -> ServedModel:
@@ -22,6 +23,7 @@ async def served_model(request: Request, stack: AsyncExitStack, name: str | None
         ModelNotFound: there is none of this name.
     """
     model: ServedModel = await stack.enter_async_context(request.app.state.pool.use(name or None))
+    log_fields(request.scope)["model"] = model.name
     return model
 
 
@@ -54,4 +56,18 @@ async def begin_chat(
         deadline_s=state.settings.deadline_s,
         context_shift=context_shift,
     )
+    note_costs(request, stack, answer)
     return await stack.enter_async_context(answer)
+
+
+def note_costs(request: Request, stack: AsyncExitStack, *answers: Answer) -> None:
+    """When the stack is closed, what the answers cost goes into the request's line of the log."""
+
+    def note() -> None:
+        log_fields(request.scope).update(
+            prompt_tokens=sum(answer.usage.prompt_tokens for answer in answers),
+            completion_tokens=sum(answer.usage.completion_tokens for answer in answers),
+            image_encode_ms=round(sum(answer.timings.image_encode_ms for answer in answers)),
+        )
+
+    stack.callback(note)

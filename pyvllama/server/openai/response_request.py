@@ -128,9 +128,11 @@ class ResponseRequest(SamplingFields):
     max_output_tokens: MaxTokens = Field(
         None, description="Tokens to generate at most; null: until the context is full."
     )
-    text: TextConfig | None = None
+    text: TextConfig | None = Field(None, description="JSON, of a schema or any.")
     tools: list[FunctionTool] | None = Field(None, description="Functions that may be called, one at a time.")
-    tool_choice: Literal["none", "auto", "required"] | NamedFunction | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedFunction | None = Field(
+        None, description="Whether one must be called, and which; auto where there are tools."
+    )
     top_logprobs: Annotated[int, Field(ge=0, le=20), AS_WHOLE] | None = Field(
         None, description="Log-probabilities of so many of the likeliest tokens at each place."
     )

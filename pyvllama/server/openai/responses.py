@@ -1,6 +1,6 @@
 """`/v1/responses`: nothing is kept, a conversation is sent whole each time."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -9,12 +9,11 @@ from starlette.responses import JSONResponse, Response
 
 from pyvllama.chat_options import ChatOptions
 from pyvllama.server.answer import Answer
-from pyvllama.server.answer_stream import AnswerStream
 from pyvllama.server.openai.chat import chat_chunks
 from pyvllama.server.openai.costs import costs_of
 from pyvllama.server.openai.documents import streamed
 from pyvllama.server.openai.errors import error_object
-from pyvllama.server.openai.events import PING, SSE, event, log_unless_ours
+from pyvllama.server.openai.events import PING, begin_stream, event, log_unless_ours
 from pyvllama.server.openai.requested import begin_chat, served_model
 from pyvllama.server.openai.response_events import ResponseEvents
 from pyvllama.server.openai.response_objects import ResponseEvent, ResponseObject
@@ -43,7 +42,7 @@ async def create_response(request: Request, body: ResponseRequest) -> Response:
         asked = {"model": served.name, **_asked(body, answer.options)}
         made = ResponseEvents(asked, with_logprobs=body.with_logprobs)
         if body.stream:
-            return AnswerStream(_events(answer, made), stack.pop_all(), SSE)
+            return begin_stream(_events(answer, made), stack)
         for delta in await answer.whole(request):
             for chunk in answer.completion.chunks_of(delta):
                 made.take(chunk)
@@ -51,7 +50,7 @@ async def create_response(request: Request, body: ResponseRequest) -> Response:
         return JSONResponse(made.response)
 
 
-async def _events(answer: Answer, made: ResponseEvents) -> AsyncIterator[bytes]:
+async def _events(answer: Answer, made: ResponseEvents) -> AsyncGenerator[bytes, None]:
     try:
         yield _joined(made.begin())
         async for chunks in chat_chunks(answer):

@@ -14,6 +14,7 @@ __all__ = [
     "MaxTokens",
     "Said",
     "SamplingFields",
+    "Stop",
     "Text",
     "as_json",
     "kept_seed",
@@ -44,6 +45,7 @@ AS_WHOLE = BeforeValidator(_whole)
 Count = Annotated[int, Field(ge=1, le=_INT32), AS_WHOLE]
 MaxTokens = Count | Annotated[Literal[-1], AS_WHOLE] | None
 Text = Annotated[str, Field(min_length=1)]
+Stop = Text | Annotated[list[Text], Field(max_length=256)]
 JSONObject = dict[str, Any]
 
 _TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,10}$")]
