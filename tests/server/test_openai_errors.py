@@ -40,7 +40,7 @@ def refused(client, match, param, **options):
         ("repeat_penalty", 0, "greater than or equal to 0.01"),
         ("presence_penalty", 101, "less than or equal to 100"),
         ("frequency_penalty", -101, "greater than or equal to -100"),
-        ("seed", 2**63, "less than or equal to"),
+        ("seed", 10**20, "less than or equal to"),
         ("seed", 1.5, "valid integer"),
         ("max_tokens", 0, "greater than or equal to 1, or should be -1"),
         ("max_completion_tokens", -2, "greater than or equal to 1"),

@@ -1,18 +1,21 @@
 """What requests of OpenAI's API say, as options and conversations; no server."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from pyvllama.server.openai.answers import ChatChunk
 from pyvllama.server.openai.chat_request import ChatRequest, read_conversation
 from pyvllama.server.openai.completion_request import CompletionRequest
+from pyvllama.server.openai.costs import costs_of
 from pyvllama.server.openai.documents import streamed
 from pyvllama.server.openai.response_request import ResponseRequest
-from pyvllama.types import _RANGES, SamplingParams
+from pyvllama.types import _RANGES, SamplingParams, Timings, Usage
 
 HELLO = {"messages": [{"role": "user", "content": "Hello!"}]}
 OTHER_NAMES = {"penalty_last_n": "repeat_last_n", "max_tokens": "max_tokens"}
 NARROWER = {"top_logprobs": (0, 20)}  # OpenAI's own limit
-WIDER = {"seed": (-(2**63 - 1), 2**63 - 1), "top_k": (-1, 2**31 - 1)}  # OpenAI's 64 bits; -1 is off
+WIDER = {"seed": (-(10**19), 10**19), "top_k": (-1, 2**31 - 1)}  # OpenAI's 64 bits; -1 is off
 
 
 @pytest.mark.parametrize("option", _RANGES)
@@ -70,6 +73,24 @@ def test_messages_are_given_on_without_what_was_not_said():
         {"role": "developer", "content": "Be brief."},
         messages[1],
     ]
+
+
+def test_costs_of_several_answers_are_sums():
+    def answer(n_prompt, n, draft_n=None):
+        timings = Timings(prompt_n=n_prompt - 2, prompt_ms=10.0, predicted_n=n, draft_n=draft_n)
+        return SimpleNamespace(usage=Usage(n_prompt, n), timings=timings)
+
+    costs = costs_of(answer(10, 3), answer(20, 4, draft_n=5), answer(5, 1, draft_n=0))
+    assert costs["usage"] == {
+        "prompt_tokens": 35,
+        "completion_tokens": 8,
+        "total_tokens": 43,
+        "prompt_tokens_details": {"cached_tokens": 6},
+    }
+    assert (costs["timings"]["cache_n"], costs["timings"]["prompt_n"], costs["timings"]["predicted_n"]) == (6, 29, 8)
+    assert costs["timings"]["draft_n"] == 5
+    assert costs["timings"]["prompt_per_token_ms"] == pytest.approx(30 / 29)
+    assert "draft_n" not in costs_of(answer(10, 3))["timings"]
 
 
 def test_an_events_document_has_no_references():

@@ -50,6 +50,8 @@ class Timings(Answered):
     predicted_ms: float
     predicted_per_token_ms: float
     predicted_per_second: float
+    draft_n: int | None = Field(None, description="Tokens that a draft guessed, where there is one.")
+    draft_n_accepted: int | None = Field(None, description="Those of them that the model says, too.")
 
 
 class TokenLogprob(Answered):

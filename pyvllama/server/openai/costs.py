@@ -1,12 +1,15 @@
 """What answers cost, in OpenAI's and llama-server's words."""
 
+from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeVar
 
 from pyvllama.server.answer import Answer
 from pyvllama.types import Timings, Usage
 
 __all__ = ["costs_of", "timings_of", "usage_of"]
+
+T = TypeVar("T", Usage, Timings)
 
 
 def costs_of(*answers: Answer) -> dict[str, Any]:
@@ -32,12 +35,16 @@ def timings_of(*answers: Answer) -> dict[str, Any]:
 
 
 def _sums(answers: tuple[Answer, ...]) -> tuple[Usage, Timings]:
-    usage, timings = Usage(), Timings()
-    for answer in answers:
-        for total, part in ((usage, answer.usage), (timings, answer.timings)):
-            for field in fields(total):
-                setattr(total, field.name, getattr(total, field.name) + getattr(part, field.name))
-    return usage, timings
+    return _sum(Usage(), [a.usage for a in answers]), _sum(Timings(), [a.timings for a in answers])
+
+
+def _sum(total: T, parts: Sequence[T]) -> T:
+    """Field by field; what is None is left out."""
+    for field in fields(total):
+        known = [value for part in parts if (value := getattr(part, field.name)) is not None]
+        if known:
+            setattr(total, field.name, sum(known))
+    return total
 
 
 def _n_cached(usage: Usage, timings: Timings) -> int:

@@ -21,7 +21,8 @@ __all__ = [
 ]
 
 _N_SEEDS = 2**32 - 1  # llama.cpp's seeds; the last one is its word for "another one each time"
-_INT32, _INT64 = 2**31 - 1, 2**63 - 1
+_INT32 = 2**31 - 1
+_MAX_SEED = 10**19  # OpenAI's 64 bits, also as programs write them that know floats only: 9223372036854776000
 
 
 class Said(BaseModel):
@@ -77,7 +78,7 @@ class SamplingFields(Said):
     frequency_penalty: float | None = Field(
         None, ge=-100, le=100, description="Taken off the logits of recent tokens, for each time they occur."
     )
-    seed: Annotated[int, Field(ge=-_INT64, le=_INT64), AS_WHOLE] | None = Field(
+    seed: Annotated[int, Field(ge=-_MAX_SEED, le=_MAX_SEED), AS_WHOLE] | None = Field(
         None, description="Same seed, same answer; -1: another one each time."
     )
     logit_bias: Biases | None = Field(None, description="Token id -> what is added to its logit.")
