@@ -25,7 +25,7 @@ LAYERS = [
     ["_native"],
     ["_runtime"],
     ["gguf_file"],
-    ["image.fetch", "image.rgb", "image.tiling"],
+    ["image.fetch", "image.rgb", "image.tiling", "image.media_path", "image.public_address"],
     ["image.source"],
     ["image"],
     ["tokenizer", "messages", "template", "image_groups", "pair_checks", "stream", "fingerprint", "turns"],
