@@ -70,10 +70,11 @@ THIRD_PARTY = {
     "rich": ["cli.ui"],
     "prompt_toolkit": ["cli.chat."],
     "PIL": ["image.", "vision_cache", "integrations.image_ids", "cli.chat."],
-    "starlette": ["server."],
+    "starlette": ["server.", "integrations.ray_serve"],
+    "ray": ["integrations.ray_serve"],
     "llm": ["integrations.llm_plugin"],
     "pydantic": ["integrations.llm_plugin", "server."],
-    "fastapi": ["server.", "integrations.llama_cpp_server"],
+    "fastapi": ["server.", "integrations.llama_cpp_server", "integrations.ray_serve"],
     "uvicorn": ["server.http_server"],
     "prometheus_client": ["server.metrics"],
     "numpy": [
