@@ -90,7 +90,7 @@ def application(
             start = await anext(answer)
             return _Passed(answer, start)
 
-    return Front.bind(replicas)
+    return Front.bind(replicas)  # type: ignore[attr-defined]
 
 
 def build(arguments: Mapping[str, str]) -> serve.Application:
@@ -102,7 +102,7 @@ def build(arguments: Mapping[str, str]) -> serve.Application:
     given: dict[str, Any] = dict(arguments)
     n_replicas = int(given.pop("replicas", 2))
     n_cpus, n_gpus = float(given.pop("cpus", 1)), float(given.pop("gpus", 0))
-    values = {k: int(v) if str(v).isdigit() else v for k, v in given.items()}
+    values: dict[str, Any] = {k: int(v) if str(v).isdigit() else v for k, v in given.items()}
     return application(Settings(**values), n_replicas, n_cpus=n_cpus, n_gpus=n_gpus)
 
 
