@@ -6,7 +6,7 @@ from typing import Any
 
 from pyvllama.errors import PromptError
 from pyvllama.image.limits import ImageLimits
-from pyvllama.image.source import load_image
+from pyvllama.image.source import load_images
 from pyvllama.model import Model
 from pyvllama.prompt import build_prompt
 from pyvllama.session import Cell, require_room
@@ -82,8 +82,8 @@ def read_messages_and_pictures(
     prompt = build_prompt(messages, model.template, model.tokenizer, image_token_id=model.image_token, tools=tools)
     if n_ctx is not None:
         require_room(len(prompt.token_ids), n_ctx)
-    pictures = [(slot.position, load_image(slot.source, limits=limits)) for slot in prompt.images]
-    return ReadPrompt(prompt.token_ids, pictures)
+    pictures = load_images([slot.source for slot in prompt.images], limits=limits)
+    return ReadPrompt(prompt.token_ids, list(zip([slot.position for slot in prompt.images], pictures, strict=True)))
 
 
 def read_text_and_pictures(
@@ -124,7 +124,7 @@ def read_text_and_pictures(
         raise PromptError(f"the prompt has {len(positions)} image tokens for {len(sources)} pictures")
     if n_ctx is not None:
         require_room(len(ids), n_ctx)
-    pictures = [load_image(source, limits=limits) for source in sources]
+    pictures = load_images(sources, limits=limits)
     return ReadPrompt(ids, list(zip(positions, pictures, strict=True)))
 
 

@@ -12,6 +12,7 @@ from pyvllama.cli import ui
 from pyvllama.cli.cache import cache
 from pyvllama.cli.caption import caption
 from pyvllama.cli.convert import convert
+from pyvllama.cli.doctor import doctor
 from pyvllama.cli.evaluate import evaluate
 from pyvllama.cli.export import export
 from pyvllama.cli.imatrix import imatrix
@@ -85,6 +86,7 @@ main.add_command(list_models)
 main.add_command(rm)
 main.add_command(push)
 main.add_command(cache)
+main.add_command(doctor)
 main.add_command(imatrix)
 main.add_command(evaluate)
 

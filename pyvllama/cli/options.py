@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from pyvllama.context import MAX_N_THREADS
+from pyvllama.context import KV_TYPES, MAX_N_THREADS
 from pyvllama.loading import DEFAULT_N_CTX
 
 __all__ = ["load_options", "output_directory", "threads_option"]
@@ -34,7 +34,7 @@ def threads_option(default: str) -> Callable[[Command], Command]:
 
 
 def load_options(n_ctx: int = DEFAULT_N_CTX) -> Callable[[Command], Command]:
-    """What loads a model: mmproj, text_type, ctx_size (`n_ctx` by default), threads and gpu_layers."""
+    """What loads a model: mmproj, text_type, ctx_size (`n_ctx` by default), kv_type, threads and gpu_layers."""
 
     def decorate(command: Command) -> Command:
         options = (
@@ -43,6 +43,8 @@ def load_options(n_ctx: int = DEFAULT_N_CTX) -> Callable[[Command], Command]:
             click.option("-q", "--text-type", help="Type that a checkpoint is converted to. Default: q4_k_m."),
             click.option("-c", "--ctx-size", type=click.IntRange(min=1), default=n_ctx, show_default=True,
                          help="Positions of the context."),
+            click.option("--kv-type", type=click.Choice(list(KV_TYPES)), default="f16", show_default=True,
+                         help="Type of the context's keys and values; q8_0 takes half the memory."),
             threads_option("physical cores"),
             click.option("-ngl", "--gpu-layers", type=int, default=0, show_default=True,
                          help="Text layers on the GPU, -1 for all; any but 0 also puts the vision part there."),

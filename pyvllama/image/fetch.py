@@ -52,7 +52,7 @@ def fetch(url: str, limits: ImageLimits) -> bytes:
             ) from e
         except ssl.SSLError as e:
             raise ImageFetchRefused(f"{shown_url(here)} has no trustworthy TLS certificate or protocol: {e}") from e
-        except (OSError, http.client.HTTPException) as e:
+        except (OSError, ValueError, http.client.HTTPException) as e:  # ValueError: a name that no resolver takes
             reason = str(e) or type(e).__name__
             raise ImageFetchRefused(f"{shown_url(here)} could not be fetched: {reason}") from e
         if isinstance(answer, bytes):
@@ -162,7 +162,8 @@ def _connect(host: str, port: int, limits: ImageLimits, deadline: float) -> sock
         if limits.check_address is not None:
             refusal = limits.check_address(ipaddress.ip_address(str(address[0]).partition("%")[0]))
             if refusal is not None:
-                raise ImageFetchRefused(f"{host} is not contacted: {address[0]} {refusal}")
+                # where the name points to is not told: it may be a name of an inner network
+                raise ImageFetchRefused(f"{host} is not contacted: its address {refusal}")
         sock = socket.socket(family, kind, protocol)
         try:
             sock.settimeout(_remaining(deadline) / (len(found) - i))  # a silent address leaves time for the next one

@@ -9,6 +9,7 @@ import binascii
 import io
 import re
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
@@ -19,9 +20,10 @@ from PIL import Image, UnidentifiedImageError
 from pyvllama.errors import ImageError, ImageTooLarge
 from pyvllama.image.fetch import fetch, shown_url
 from pyvllama.image.limits import ImageLimits
+from pyvllama.image.media_path import read_below
 from pyvllama.image.rgb import to_rgb
 
-__all__ = ["ImageSource", "load_image", "source_name"]
+__all__ = ["ImageSource", "load_image", "load_images", "source_name"]
 
 ImageSource = str | Path | bytes | bytearray | memoryview | Image.Image | npt.NDArray[np.uint8]
 """A path, an http(s) address or a data: URI (both as str), the bytes of a file, a Pillow image, a uint8 array."""
@@ -84,6 +86,28 @@ def load_image(source: ImageSource, *, limits: ImageLimits = _DEFAULT_LIMITS) ->
         raise ImageError(f"{name} (mode {image.mode}) cannot be read: {_reason(e)}") from e
 
 
+def load_images(sources: Sequence[ImageSource], *, limits: ImageLimits = _DEFAULT_LIMITS) -> list[Image.Image]:
+    """The pictures of one prompt.
+
+    Raises:
+        ImageTooLarge: they are more than `limits.max_images`, or have more pixels together than allowed.
+        As `load_image`.
+    """
+    if limits.max_images is not None and len(sources) > limits.max_images:
+        raise ImageTooLarge(f"there are {len(sources)} pictures, the limit is {limits.max_images}: send fewer")
+    images: list[Image.Image] = []
+    n_pixels = 0
+    for source in sources:
+        images.append(load_image(source, limits=limits))
+        n_pixels += images[-1].width * images[-1].height
+        if limits.max_total_pixels is not None and n_pixels > limits.max_total_pixels:
+            raise ImageTooLarge(
+                f"the pictures have more than the limit of {limits.max_total_pixels} pixels together: send fewer or "
+                "smaller ones"
+            )
+    return images
+
+
 def source_name(source: object) -> str:
     """What messages call a source: short, on one line, without passwords, and without the picture itself."""
     if isinstance(source, (bytes, bytearray, memoryview)):
@@ -113,7 +137,7 @@ def _read(source: object, name: str, limits: ImageLimits) -> bytes:
     """The bytes of a picture file."""
     if isinstance(source, (bytes, bytearray, memoryview)):
         data = bytes(source)
-    elif isinstance(source, str) and (scheme := _scheme(source)):
+    elif isinstance(source, str) and (scheme := _scheme(source)) and not (scheme == "file" and limits.media_path):
         data = _from_data_uri(source, name, limits) if scheme == "data" else fetch(source, limits)
     elif isinstance(source, (str, Path)):
         data = _from_file(source, name, limits)
@@ -128,11 +152,13 @@ def _read(source: object, name: str, limits: ImageLimits) -> bytes:
 
 
 def _from_file(source: str | Path, name: str, limits: ImageLimits) -> bytes:
-    if not limits.allow_files:
-        raise ImageError(f"{name} is refused: pictures are taken from http(s) addresses and data: URIs only")
     text = str(source)
+    if not limits.allow_files and limits.media_path is None:
+        raise ImageError(f"{name} is refused: pictures are taken from http(s) addresses and data: URIs only")
     if len(text) > 255 and re.fullmatch(r"[A-Za-z0-9+/=_\s-]+", text):
         raise ImageError(f"{name} looks like base64: write data:image/png;base64, in front of it, or pass its bytes")
+    if not limits.allow_files and limits.media_path is not None:
+        return read_below(limits.media_path, text, limits.max_bytes)
     try:
         path = Path(source).expanduser()
         info = path.stat()

@@ -23,19 +23,15 @@ from llama_cpp.server.model import LlamaProxy
 
 from pyvllama._runtime import llama_cpp
 from pyvllama.errors import ImageError, PromptError
-from pyvllama.image.limits import ImageLimits, IPAddress
+from pyvllama.image.limits import ImageLimits
+from pyvllama.image.public_address import why_not_public
 from pyvllama.integrations.llama_cpp_python import Llama
 
 __all__ = ["create_app", "main"]
 
 
-def _refuse_inside(address: IPAddress) -> str | None:
-    return None if address.is_global else "it is no public address"
-
-
-_LIMITS = ImageLimits(
-    allow_files=False, check_address=_refuse_inside
-)  # a client has no business in our files or network
+# a client has no business in our files or network
+_LIMITS = ImageLimits(allow_files=False, check_address=why_not_public)
 
 
 class _BadRequest(HTTPException):

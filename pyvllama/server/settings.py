@@ -53,6 +53,7 @@ class Settings:
         media_path: directory of the pictures that a client may name by path; None: none.
         allow_private_urls: whether pictures may come from addresses of private networks and this machine.
         max_image_bytes, max_image_pixels: of one picture.
+        max_images, max_total_pixels: of one request; a pixel takes three bytes of memory until it is encoded.
         image_timeout_s: seconds for one picture's download, redirects included.
         max_body_bytes: of a request.
         log_format: "text" or "json", of the line that each request leaves.
@@ -94,6 +95,8 @@ class Settings:
     allow_private_urls: bool = False
     max_image_bytes: int = 64 * _MiB
     max_image_pixels: int = 89_478_485
+    max_images: int = 64
+    max_total_pixels: int = 1 << 29
     image_timeout_s: float = 30.0
     max_body_bytes: int = 128 * _MiB
     log_format: str = "text"
@@ -166,6 +169,8 @@ _RANGES: dict[str, tuple[float, float]] = {  # int bounds: whole numbers only
     "port": (0, 65535),
     "max_image_bytes": (1, 2**40),
     "max_image_pixels": (1, 2**40),
+    "max_images": (1, 1 << 20),
+    "max_total_pixels": (1, 2**40),
     "image_timeout_s": (0.001, 3600.0),
     "max_body_bytes": (1, 2**40),
 }

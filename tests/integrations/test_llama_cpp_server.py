@@ -98,7 +98,7 @@ def test_clients_do_not_look_around(client, pictures, address):
     """Neither files of the server's machine nor addresses of its network."""
     for url in (str(pictures[0]), address):
         message = refused(client, body(url))
-        assert "refused" in message or "no public address" in message
+        assert "refused" in message or "is not contacted" in message
 
 
 def refused(client, request):

@@ -1,0 +1,145 @@
+"""Two replicas behind Ray Serve: one address, one chat on one replica."""
+
+import json
+import re
+
+import httpx
+import pytest
+from talk import data_uri
+
+pytest.importorskip("ray.serve", reason="needs the extra ray")
+
+import ray
+from ray import serve
+
+from pyvllama.integrations.ray_serve import application, build, session_of
+from pyvllama.server.settings import Settings
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # ray's own
+
+KEY = "a-key"
+PORT = 18765
+HELLO = [{"role": "user", "content": "Who are you?"}]
+
+
+@pytest.fixture(scope="module")
+def client():
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=80 << 20)
+    try:
+        serve.start(http_options={"host": "127.0.0.1", "port": PORT})
+        settings = Settings(n_ctx=1024, n_threads=1, parallel=2, api_keys=(KEY,), max_body_bytes=1 << 20)
+        serve.run(application(settings, 2, n_cpus=0.1), route_prefix="/")
+        headers = {"Authorization": f"Bearer {KEY}"}
+        with httpx.Client(base_url=f"http://127.0.0.1:{PORT}", headers=headers, timeout=60) as client:
+            yield client
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+def n_answered(client, session):
+    """Chats that the replica of a session has answered."""
+    text = client.get("/metrics", headers={"x-session-id": session}).text
+    found = re.findall(r'^pyvllama_requests_total\{.*route="/v1/chat/completions".*\} (\S+)$', text, re.MULTILINE)
+    return sum(map(float, found))
+
+
+def chat(client, messages, headers=None, **options):
+    body = {"messages": messages, "temperature": 0, "max_tokens": 24, **options}
+    return client.post("/v1/chat/completions", json=body, headers=headers)
+
+
+def test_an_answer(client, pocket_checkpoint, samples):
+    response = chat(client, HELLO)
+    assert response.json()["choices"][0]["message"]["content"] == "I am Pocket Vllama, a tiny vision model."
+    sample = samples[0]
+    picture = {"type": "image_url", "image_url": {"url": data_uri(sample["path"])}}
+    asked = {"role": "user", "content": [picture, {"type": "text", "text": sample["qa"][0]["question"]}]}
+    said = chat(client, [asked]).json()["choices"][0]["message"]["content"]
+    assert said == sample["qa"][0]["expected"]
+
+
+def test_a_stream_comes_in_pieces(client):
+    body = {"messages": HELLO, "temperature": 0, "stream": True}
+    with client.stream("POST", "/v1/chat/completions", json=body) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        lines = [line.removeprefix("data: ") for line in response.iter_lines() if line]
+    assert lines.pop() == "[DONE]"
+    deltas = [json.loads(line)["choices"] for line in lines]
+    said = "".join(choice["delta"].get("content") or "" for choices in deltas for choice in choices)
+    assert said == "I am Pocket Vllama, a tiny vision model."
+
+
+def test_a_session_stays_on_its_replica(client):
+    sessions = [f"session-{i}" for i in range(8)]
+    before = {session: n_answered(client, session) for session in sessions}
+    assert chat(client, HELLO, {"x-session-id": sessions[0]}, max_tokens=2).status_code == 200
+    same = [s for s in sessions if n_answered(client, s) == before[s] + 1]
+    assert sessions[0] in same
+    assert 0 < len(same) < 8, "two replicas, each with some of the sessions"
+    for _ in range(6):
+        chat(client, HELLO, {"x-session-id": sessions[0]}, max_tokens=2)
+    assert n_answered(client, sessions[0]) == before[sessions[0]] + 7
+    others = [s for s in sessions if s not in same]
+    assert all(n_answered(client, s) == before[s] for s in others)
+
+
+def test_a_conversation_stays_on_its_replica(client):
+    """Without a header: its beginning tells, turn after turn."""
+    for name in ("Ann", "Bob", "Cid"):
+        messages = [{"role": "user", "content": f"I am {name}. Who are you?"}]
+        session = session_of(None, json.dumps({"messages": messages}).encode())
+        before = n_answered(client, session)
+        for _ in range(3):
+            said = chat(client, messages, max_tokens=4).json()["choices"][0]["message"]["content"]
+            messages += [{"role": "assistant", "content": said}, {"role": "user", "content": "And?"}]
+        assert n_answered(client, session) == before + 3
+
+
+def test_strangers(client):
+    wrong = {"Authorization": "Bearer wrong"}
+    assert client.get("/v1/models", headers=wrong).status_code == 401
+    assert chat(client, HELLO, wrong).status_code == 401
+    assert client.get("/health", headers={"Authorization": ""}).status_code == 200
+    assert client.post("/v1/chat/completions", content=b"x" * (2 << 20)).status_code == 413
+
+
+def test_errors_of_a_replica_arrive(client):
+    response = chat(client, [])
+    assert response.status_code == 400 and response.json()["error"]["type"] == "invalid_request_error"
+    assert client.get("/api/nothing").json() == {"error": "there is nothing at GET /api/nothing"}
+
+
+# --- the session of a request ---
+
+
+def body(**request):
+    return json.dumps(request).encode()
+
+
+def test_sessions():
+    system = {"role": "system", "content": "Be brief."}
+    first, answer, second = HELLO[0], {"role": "assistant", "content": "A model."}, {"role": "user", "content": "Why?"}
+    one = session_of(None, body(messages=[system, first]))
+    assert one == session_of(None, body(messages=[system, first, answer, second], stream=True, seed=5))
+    others = [
+        body(messages=[first]),
+        body(messages=[system, second]),
+        body(messages=[system, first], model="other"),
+        body(messages=[system, first | {"images": ["AAAA"]}]),
+        body(prompt="Who are you?"),
+        body(prompt="Who are you?", images=["AAAA"]),
+    ]
+    assert len({one, *(session_of(None, other) for other in others)}) == len(others) + 1
+    assert session_of("given", others[0]) == "given"
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"{", b"[]", b"5", b"{}", b'{"messages": []}', b'{"messages": 5}', b"\xff", b"[" * 9999]
+)
+def test_what_has_none(raw):
+    assert session_of(None, raw) is None
+
+
+def test_build():
+    assert build({"replicas": "2", "n_ctx": "512", "cpus": "0.5"}) is not None
