@@ -60,7 +60,7 @@ export async function* ask(body, signal) {
   let finished = false;
   try {
     for await (const data of events(response.body)) {
-      if (data === "[DONE]") break;
+      if (data === "[DONE]") continue; // the stream ends by itself
       const chunk = JSON.parse(data);
       if (chunk.error) throw new ServerError(messageOf(chunk) ?? "The server failed.", { status: 500 });
       const choice = chunk.choices?.[0];
