@@ -37,7 +37,6 @@ class Fake:
     """A server of this module, and what it was told.
 
     Attributes:
-        url: its address.
         bodies: of all chat requests.
         n_cut: streams that the client has left.
         models: what /v1/models lists.
@@ -45,7 +44,6 @@ class Fake:
         says: answers by the last message's text; others are answered with an echo.
     """
 
-    url: str = ""
     bodies: list[dict[str, Any]] = field(default_factory=list)
     n_cut: int = 0
     models: list[str] = field(default_factory=lambda: ["fake-vision", "other-model"])
@@ -137,20 +135,19 @@ async def stream(fake: Fake, body: dict[str, Any], text: str) -> AsyncIterator[b
 
 
 @contextlib.contextmanager
-def serving(fake: Fake) -> Iterator[Fake]:
-    """The server until the end of the block."""
+def serving(app: Any) -> Iterator[str]:
+    """The application at an address of this machine, until the end of the block."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
-        fake.url = f"http://127.0.0.1:{sock.getsockname()[1]}"
-        config = uvicorn.Config(fake_app(fake), log_level="error", lifespan="off", timeout_graceful_shutdown=1)
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
+        url = f"http://127.0.0.1:{sock.getsockname()[1]}"
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
         thread.start()
         try:
             deadline = time.monotonic() + 20
             while not server.started:
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
-            yield fake
+            yield url
         finally:
             server.should_exit = True
-            thread.join(20)
+            thread.join(30)
