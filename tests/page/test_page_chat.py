@@ -179,6 +179,9 @@ def test_the_system_prompt_goes_first(page: Any, fake: Fake):
     page.fill("#system-text", "Be brief.")
     ask(page, "Hi")
     assert fake.bodies[-1]["messages"][0] == {"role": "system", "content": "Be brief."}
+    page.reload()
+    page.locator(".message").nth(1).wait_for()
+    assert page.input_value("#system-text") == "Be brief."
     page.click("#new-chat")
     ask(page, "Hi")
     assert [m["role"] for m in fake.bodies[-1]["messages"]] == ["user"]

@@ -42,15 +42,17 @@ export function newId() {
   return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-/** Calls `run` once things have been quiet for `ms`. `.now()` runs it at once if it waits. */
+/** Calls `run`, with what it was last called with, once things have been quiet for `ms`. `.now()`: at once if it waits. */
 export function later(run, ms) {
   let timer = null;
+  let given = [];
   const fire = () => {
     timer = null;
-    run();
+    run(...given);
   };
-  const schedule = () => {
+  const schedule = (...args) => {
     clearTimeout(timer);
+    given = args;
     timer = setTimeout(fire, ms);
   };
   schedule.now = () => {
