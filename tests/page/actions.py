@@ -12,7 +12,7 @@ def ask(page: Any, text: str) -> Any:
     """Write and send; the answer's element, once the answer is complete."""
     n = page.locator(ANSWERS).count()
     page.fill("#composer-text", text)
-    page.press("#composer-text", "Enter")
+    page.click("#send")
     return finished(page, n)
 
 
