@@ -45,7 +45,9 @@ def attach(page: Any, *files: tuple[str, str, bytes]) -> None:
 
 def sent_pictures(body: dict[str, Any]) -> list[str]:
     """Addresses of the pictures in a request."""
-    parts = [part for message in body["messages"] if isinstance(message["content"], list) for part in message["content"]]
+    parts = [
+        part for message in body["messages"] if isinstance(message["content"], list) for part in message["content"]
+    ]
     return [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
 
 

@@ -36,7 +36,8 @@ CONTRASTS = """() => {
         const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
         const isField = element.matches("input, textarea, select");
         const isIcon = element.localName === "svg";
-        if (!(own || isField || isIcon) || !element.checkVisibility({ opacityProperty: true, visibilityProperty: true })) continue;
+        if (!(own || isField || isIcon)) continue;
+        if (!element.checkVisibility({ opacityProperty: true, visibilityProperty: true })) continue;
         if (element.closest(".sr, .sprite, .skip, :disabled, .replaced")) continue;
         const at = ground(element);
         const needed = isIcon ? 3 : 4.5;
@@ -46,12 +47,15 @@ CONTRASTS = """() => {
             found.push([`placeholder of ${element.id}`, contrast(over(rgba(colour), at), at), 4.5]);
         }
         if (isField && parseFloat(style.borderTopWidth) > 0 && element.id !== "model" && element.id !== "search") {
-            found.push([`edge of ${element.id}`, contrast(over(rgba(style.borderTopColor), at), ground(element.parentElement)), 3]);
+            const around = ground(element.parentElement);
+            found.push([`edge of ${element.id}`, contrast(over(rgba(style.borderTopColor), at), around), 3]);
         }
     }
     return found;
 }"""
-RICH = "# T\n\nSome **bold**, `code`, [link](https://x.org)\n\n> quote\n\n1. item\n\n```py\nx\n```\n\n| a |\n|---|\n| b |"
+RICH = (
+    "# T\n\nSome **bold**, `code`, [link](https://x.org)\n\n> quote\n\n1. item\n\n```py\nx\n```\n\n| a |\n|---|\n| b |"
+)
 
 
 @pytest.fixture(params=["light", "dark"])
@@ -75,7 +79,9 @@ def fill(page: Any, fake: Fake) -> None:
 
 
 def test_everything_can_be_read(open_page: Any, fake: Fake, scheme: str):
-    page = open_page(color_scheme=scheme, may_fail=True, viewport={"width": 1100, "height": 2400}, reduced_motion="reduce")
+    page = open_page(
+        color_scheme=scheme, may_fail=True, viewport={"width": 1100, "height": 2400}, reduced_motion="reduce"
+    )
     fill(page, fake)
     page.locator("#chats li").hover()
     assert_contrasts(page, 60)
@@ -128,7 +134,9 @@ def test_landmarks_headings_and_names(open_page: Any, fake: Fake):
     assert page.get_by_role("navigation", name="Chats").count() == 1
     assert page.get_by_role("form", name="New message").count() == 1
     assert page.locator("h1").count() == 1
-    levels = page.locator("main :is(h1, h2, h3, h4, h5, h6)").evaluate_all("all => all.map((h) => Number(h.localName[1]))")
+    levels = page.locator("main :is(h1, h2, h3, h4, h5, h6)").evaluate_all(
+        "all => all.map((h) => Number(h.localName[1]))"
+    )
     assert levels[0] == 1
     for opener in (None, "#open-settings", "#open-export", "#open-keys"):
         if opener:
@@ -145,13 +153,14 @@ def nameless(page: Any) -> list[str]:
     """Controls and pictures without a name, as the accessibility tree has it; and labels that are no text at all."""
     return page.evaluate(
         """() => {
-            const named = (e) =>
-                (e.ariaLabel ?? "").trim() || e.textContent.trim() || [...(e.labels ?? [])].some((l) => l.textContent.trim()) || e.title;
-            const controls = [...document.querySelectorAll("button, a[href], input, textarea, select, summary, dialog")];
-            const shown = controls.filter((e) => e.checkVisibility() && !e.closest("[aria-hidden=true]") && e.ariaHidden !== "true");
+            const all = (selector) => [...document.querySelectorAll(selector)];
+            const labelled = (e) => [...(e.labels ?? [])].some((label) => label.textContent.trim());
+            const named = (e) => (e.ariaLabel ?? "").trim() || e.textContent.trim() || e.title || labelled(e);
+            const controls = all("button, a[href], input, textarea, select, summary, dialog");
+            const shown = controls.filter((e) => e.checkVisibility() && !e.closest("[aria-hidden=true]"));
             const without = shown.filter((e) => !named(e) && !e.getAttribute("aria-labelledby"));
-            const pictures = [...document.querySelectorAll("img")].filter((e) => !e.hasAttribute("alt"));
-            const icons = [...document.querySelectorAll("button svg")].filter((e) => e.ariaHidden !== "true" && !e.closest("[aria-label]"));
+            const pictures = all("img").filter((e) => !e.hasAttribute("alt"));
+            const icons = all("button svg").filter((e) => e.ariaHidden !== "true" && !e.closest("[aria-label]"));
             return [...without, ...pictures, ...icons].map((e) => e.outerHTML.slice(0, 120));
         }"""
     )
@@ -161,10 +170,9 @@ def repeated_ids(page: Any) -> list[str]:
     return page.evaluate(
         """() => {
             const ids = [...document.querySelectorAll("[id]")].map((e) => e.id);
-            const refs = [...document.querySelectorAll("[aria-controls], [aria-labelledby], [aria-describedby], label[for]")]
-                .flatMap((e) => [e.getAttribute("aria-controls"), e.getAttribute("aria-labelledby"),
-                                 e.getAttribute("aria-describedby"), e.getAttribute("for")])
-                .filter(Boolean);
+            const names = ["aria-controls", "aria-labelledby", "aria-describedby", "for"];
+            const all = [...document.querySelectorAll("*")];
+            const refs = all.flatMap((e) => names.map((name) => e.getAttribute(name))).filter(Boolean);
             return [...ids.filter((id, i) => ids.indexOf(id) !== i), ...refs.filter((id) => !ids.includes(id))];
         }"""
     )
@@ -175,7 +183,8 @@ def test_answers_are_read_out_by_the_paragraph_not_by_the_token(page: Any, fake:
     page.evaluate(
         """() => {
             window.spoken = [];
-            const note = (changes) => changes.forEach((c) => c.addedNodes.forEach((n) => window.spoken.push(n.textContent)));
+            const added = (change) => change.addedNodes.forEach((node) => window.spoken.push(node.textContent));
+            const note = (changes) => changes.forEach(added);
             new MutationObserver(note).observe(document.getElementById("spoken"), { childList: true, subtree: true });
         }"""
     )
@@ -203,7 +212,15 @@ def test_everything_by_keyboard_alone(open_page: Any, fake: Fake):
     reached = walk(page)
     for name in ("Copy answer", "Answer again", "Delete answer", "Copy message", "Edit and ask again"):
         assert name in reached
-    for name in ("Settings", "Dark mode", "Keyboard shortcuts", "New chat", "Export and import", "Add pictures", "Send"):
+    for name in (
+        "Settings",
+        "Dark mode",
+        "Keyboard shortcuts",
+        "New chat",
+        "Export and import",
+        "Add pictures",
+        "Send",
+    ):
         assert name in reached
     assert any(name.startswith("Delete: line one") for name in reached)
     page.get_by_label("Answer again").focus()
@@ -227,7 +244,7 @@ def walk(page: Any) -> list[str]:
             """() => {
                 const e = document.activeElement;
                 const style = getComputedStyle(e);
-                const field = e.id === "composer-text" ? getComputedStyle(e.form).borderTopColor !== style.color : false;
+                const field = e.id === "composer-text" && getComputedStyle(e.form).borderTopColor !== style.color;
                 return [e.ariaLabel ?? e.textContent.trim(), field || parseFloat(style.outlineWidth) >= 2,
                         e === document.body || e.checkVisibility({ opacityProperty: true })];
             }"""
@@ -280,7 +297,9 @@ def test_on_a_phone(open_page: Any, fake: Fake):
     fill(page, fake)
     page.get_by_label("Close").click()
     assert page.evaluate("document.documentElement.scrollWidth") == 360
-    assert page.evaluate("document.getElementById('scroll').scrollWidth <= document.getElementById('scroll').clientWidth")
+    assert page.evaluate(
+        "document.getElementById('scroll').scrollWidth <= document.getElementById('scroll').clientWidth"
+    )
     assert not page.locator("#sidebar").is_visible()
     small = page.evaluate(
         """() => [...document.querySelectorAll("button")]
@@ -301,7 +320,9 @@ def test_on_a_phone(open_page: Any, fake: Fake):
     assert not page.locator("#sidebar").is_visible()
     for opener in ("#open-settings",):
         page.locator(opener).tap()
-        assert page.evaluate("document.querySelector('dialog').scrollWidth <= document.querySelector('dialog').clientWidth")
+        assert page.evaluate(
+            "document.querySelector('dialog').scrollWidth <= document.querySelector('dialog').clientWidth"
+        )
         page.keyboard.press("Escape")
 
 
@@ -328,7 +349,7 @@ def test_reduced_motion(open_page: Any):
 def test_the_view_follows_the_answer_unless_one_scrolls_up(open_page: Any, fake: Fake):
     page = open_page(viewport={"width": 900, "height": 500})
     fake.says["Long"] = "\n\n".join(f"Paragraph {i}." for i in range(120))
-    left = "(() => { const s = document.getElementById('scroll'); return s.scrollHeight - s.scrollTop - s.clientHeight; })()"
+    left = "(([s]) => s.scrollHeight - s.scrollTop - s.clientHeight)(document.querySelectorAll('#scroll'))"
     ask(page, "Long")
     page.wait_for_timeout(200)
     assert page.evaluate(left) < 5

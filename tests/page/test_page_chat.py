@@ -151,6 +151,31 @@ def test_messages_are_deleted_and_brought_back(page: Any):
     assert texts(page) == ["One", "You said: One", "Two", "You said: Two"]
 
 
+def test_a_chat_that_is_deleted_while_it_is_answered_stays_deleted(page: Any, fake: Fake):
+    page.fill("#composer-text", "slow")
+    page.press("#composer-text", "Enter")
+    page.locator(f"{ANSWERS}.live").get_by_text("word3").wait_for()
+    page.locator("#chats li").hover()
+    page.get_by_label("Delete: slow").click()
+    page.locator("#chats a").wait_for(state="detached")
+    page.wait_for_timeout(500)
+    assert fake.n_cut == 1
+    page.reload()
+    page.locator("#model:enabled").wait_for()
+    assert page.locator("#chats a").count() == 0
+
+
+def test_an_edited_message_that_is_deleted_is_no_longer_edited(page: Any, fake: Fake):
+    ask(page, "One")
+    page.fill("#composer-text", "draft")
+    page.get_by_label("Edit and ask again").click()
+    page.get_by_label("Delete with its answer").click()
+    assert page.locator("#composer.editing").count() == 0
+    assert page.input_value("#composer-text") == "draft"
+    ask(page, "Two")
+    assert fake.bodies[-1]["messages"] == [{"role": "user", "content": "Two"}]
+
+
 def test_copy(open_page: Callable[..., Any], fake: Fake):
     page = open_page(permissions=["clipboard-read", "clipboard-write"])
     fake.says["Code, please"] = "Here:\n```js\nlet a = 1;\nlet b = 2;\n```"
@@ -246,6 +271,17 @@ def test_no_network(open_page: Callable[..., Any], fake: Fake):
     page.get_by_role("button", name="Try again").click()
     shown(page, "You said: Anybody?").wait_for()
     assert len(fake.bodies) == 1
+
+
+def test_a_server_that_comes_up_later(open_page: Callable[..., Any]):
+    page = open_page(may_fail=True)
+    page.route("**/v1/models", lambda route: route.abort())
+    page.reload()
+    page.locator("#banner").get_by_text("cannot be reached").wait_for()
+    page.unroute("**/v1/models")
+    ask(page, "Hi")
+    page.locator("#banner").wait_for(state="hidden")
+    assert page.input_value("#model") == "fake-vision"
 
 
 def test_the_key_is_asked_for_and_kept_only_if_wanted(open_page: Callable[..., Any], fake: Fake):

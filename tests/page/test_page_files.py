@@ -104,7 +104,15 @@ def test_files_are_short(path):
 @pytest.mark.parametrize("path", CODE, ids=lambda path: path.name)
 def test_no_text_becomes_markup_or_code(path):
     text = path.read_text(encoding="utf-8")
-    for name in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function", "DOMParser"):
+    for name in (
+        "innerHTML",
+        "outerHTML",
+        "insertAdjacentHTML",
+        "document.write",
+        "eval(",
+        "new Function",
+        "DOMParser",
+    ):
         assert name not in text
     if path.suffix == ".html":
         assert not re.search(r"<script(?![^>]*\bsrc=)", text)

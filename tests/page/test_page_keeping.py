@@ -143,7 +143,10 @@ def test_deleting_and_bringing_back(page: Any):
     wait_for_messages(page, 2)
     reload(page)
     wait_for_messages(page, 2)
-    assert page.locator(".message .thumb img").evaluate("async (image) => (await image.decode(), image.naturalWidth)") == 64
+    assert (
+        page.locator(".message .thumb img").evaluate("async (image) => (await image.decode(), image.naturalWidth)")
+        == 64
+    )
     page.locator("#chats li").hover()
     page.get_by_label("Delete: One").click()
     page.locator(LINKS).wait_for(state="detached")

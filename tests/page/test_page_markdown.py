@@ -127,8 +127,8 @@ EVIL = [
     "<base href='https://evil.example/'>",
     "<form action='https://evil.example'><input name=q></form>",
     "<meta http-equiv=refresh content='0;url=https://evil.example'>",
-    "https://x.org/\"onmouseover=\"window.evil=1",
-    "[a](https://x.org/\"onmouseover=\"window.evil=1)",
+    'https://x.org/"onmouseover="window.evil=1',
+    '[a](https://x.org/"onmouseover="window.evil=1)',
     "<b\x00>x</b>",
     "\u202e<script>window.evil=1</script>",
 ]
@@ -175,12 +175,26 @@ def test_no_script_of_ours_could_make_markup_either(module_page: Any):
 @pytest.mark.parametrize(
     "text",
     [
-        *("*" * 50_000, "*a " * 20_000, "**a *b " * 8_000, "a* " * 20_000, "_*" * 20_000, "*a_ " * 12_000, "~~a" * 15_000),
+        *(
+            "*" * 50_000,
+            "*a " * 20_000,
+            "**a *b " * 8_000,
+            "a* " * 20_000,
+            "_*" * 20_000,
+            "*a_ " * 12_000,
+            "~~a" * 15_000,
+        ),
         *("[" * 50_000, "[a](" * 12_000, "![" * 20_000, "]" * 50_000, "[a](b) " * 7_000, "[" * 20_000 + "](x)" * 5_000),
         *("`" * 50_000, "`a" * 25_000, " ".join("`" * n for n in range(1, 300)), "\\" * 50_000, "<" * 50_000),
         *("h" * 50_000, "https://" * 6_000, "https://" + "(" * 40_000, "https://a" + ")" * 40_000, "<http://" * 5_000),
         *("> " * 20_000, ">" * 20_000, "- " * 20_000, "1. " * 15_000, "  " * 20_000 + "x", "\n".join(["- a"] * 8_000)),
-        *("\n".join("  " * n + "- a" for n in range(200)), "#" * 50_000, "# " * 20_000, "- - - x" * 8_000, "|" * 30_000),
+        *(
+            "\n".join("  " * n + "- a" for n in range(200)),
+            "#" * 50_000,
+            "# " * 20_000,
+            "- - - x" * 8_000,
+            "|" * 30_000,
+        ),
         *("|a" * 5_000 + "\n" + "|-" * 5_000 + "\n" + "|b" * 5_000, "```\n" * 12_000, "a\n" * 20_000, "&" * 50_000),
     ],
     ids=lambda text: f"{text[:12]!r}-{len(text)}",
@@ -216,7 +230,20 @@ def test_a_growing_text_leaves_finished_blocks_alone(module_page: Any):
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_events_are_read_however_they_are_cut(module_page: Any, size: int, end: str):
-    lines = [": comment", "data: {\"a\": \"é🦙\"}", "", "event: x", "data:two", "data: lines", "", "id: 1", "", "data: last", "", "data: cut"]
+    lines = [
+        ": comment",
+        'data: {"a": "é🦙"}',
+        "",
+        "event: x",
+        "data:two",
+        "data: lines",
+        "",
+        "id: 1",
+        "",
+        "data: last",
+        "",
+        "data: cut",
+    ]
     read = module_page.evaluate(
         """async ([text, size]) => {
             const { events } = await import("/page/stream.js");

@@ -35,7 +35,10 @@ def test_several_are_picked_and_sent_in_order(page: Any, fake: Fake):
     ask(page, "What is this?")
     content = fake.bodies[-1]["messages"][0]["content"]
     assert [part["type"] for part in content] == ["image_url", "image_url", "text"]
-    sent = {address.partition(",")[0]: base64.b64decode(address.partition(",")[2]) for address in sent_pictures(fake.bodies[-1])}
+    sent = {
+        address.partition(",")[0]: base64.b64decode(address.partition(",")[2])
+        for address in sent_pictures(fake.bodies[-1])
+    }
     assert sent == {"data:image/png;base64": one, "data:image/jpeg;base64": two}  # small ones byte for byte
     assert page.locator(ATTACHED).count() == 0
     alts = [image.get_attribute("alt") for image in page.locator(".message .thumb img").all()]
@@ -108,7 +111,8 @@ def test_a_large_drawing_keeps_its_exact_colours_and_transparency(page: Any, fak
 
 
 def test_formats_that_the_server_does_not_read_are_drawn(page: Any, fake: Fake):
-    svg = b'<svg xmlns="http://www.w3.org/2000/svg" width="60" height="40"><rect width="60" height="40" fill="#00f"/></svg>'
+    shape = '<rect width="60" height="40" fill="#00f"/>'
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg" width="60" height="40">{shape}</svg>'.encode()
     attach(page, ("drawing.svg", "image/svg+xml", svg))
     ask(page, "?")
     kind, image = read(sent_pictures(fake.bodies[-1])[0])

@@ -61,7 +61,7 @@ export class Answers {
         this.onChange(chat, message);
         if (Date.now() - saved > KEEP_MS) {
           saved = Date.now();
-          this.chats.keep(chat);
+          this.#keep(chat);
         }
       }
     } catch (error) {
@@ -77,7 +77,12 @@ export class Answers {
     chat.updated = Date.now();
     this.#running.delete(chat.id);
     this.onChange(chat, message);
-    await this.chats.keep(chat);
+    await this.#keep(chat);
+  }
+
+  /** Writes a chat, unless it was deleted while it was answered. */
+  async #keep(chat) {
+    if (this.chats.get(chat.id)) await this.chats.keep(chat);
   }
 }
 

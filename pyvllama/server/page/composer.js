@@ -37,8 +37,9 @@ export class Composer {
     this.#fill(chat.draft);
   }
 
-  get isEditing() {
-    return this.#editing !== null;
+  /** The message that is edited, or null. */
+  get editing() {
+    return this.#editing;
   }
 
   get isEmpty() {
@@ -79,6 +80,7 @@ export class Composer {
         try {
           const picture = await reading;
           if (this.#chat === chat) this.#add(picture);
+          else this.#addElsewhere(chat, picture);
         } catch (error) {
           notice(error.message);
         } finally {
@@ -100,13 +102,18 @@ export class Composer {
   }
 
   async send() {
+    const chat = this.#chat;
     while (this.#reading.size) await Promise.allSettled([...this.#reading]);
     const [text, pictures, editing] = [this.text.value.trim(), this.#pictures, this.#editing];
-    if (!text && !pictures.length) return;
-    if (!this.actions.send({ text, pictures, editing })) return;
-    if (editing) this.#leaveEdit();
-    else this.#chat.draft = { text: "", pictures: [] };
-    this.#fill(this.#chat.draft);
+    if (chat !== this.#chat || (!text && !pictures.length)) return;
+    const { draft } = chat;
+    if (!editing) chat.draft = { text: "", pictures: [] }; // before it is written with the message
+    if (!this.actions.send({ text, pictures, editing })) {
+      chat.draft = draft;
+      return;
+    }
+    this.#leaveEdit();
+    this.#fill(chat.draft);
     this.text.focus();
   }
 
@@ -129,6 +136,13 @@ export class Composer {
     this.#pictures.push(picture.id);
     this.#showPictures();
     this.#saveDraft();
+  }
+
+  /** To a chat that was left before the picture was read. */
+  #addElsewhere(chat, picture) {
+    this.chats.addPicture(picture);
+    chat.draft.pictures.push(picture.id);
+    this.chats.keep(chat);
   }
 
   #remove(index) {

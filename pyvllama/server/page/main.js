@@ -20,7 +20,7 @@ useKey(settings.key);
 const chats = await Chats.open();
 const answers = new Answers(chats, settings);
 let chat = null; // the one that is looked at
-let defaults = {}; // the server's sampling options
+let served = { first: "", nCtx: null, defaults: {} }; // the server's default model, and what it told of it
 
 const view = new ChatView(chats, answers, { edit: (message) => composer.edit(message), remove, retry, askKey, answer: () => make(chat) });
 const composer = new Composer(chats, { send, stop: () => answers.stop(chat), edit: (message) => view.markEdited(message) });
@@ -97,7 +97,8 @@ function send({ text, pictures, editing }) {
     return false;
   }
   const begins = chat.messages.length === 0;
-  if (editing) change("The message was replaced, with all after it.", chat.messages.indexOf(editing));
+  const index = chat.messages.indexOf(editing); // an edited message may have been deleted meanwhile
+  if (index >= 0) change("The message was replaced, with all after it.", index);
   chat.messages.push(newMessage("user", text, pictures));
   if (begins) history.replaceState(null, "", `#${chat.id}`);
   make(chat);
@@ -108,7 +109,7 @@ function make(asked) {
   const made = answers.make(asked);
   if (asked === chat) showTitle();
   made.then(() => {
-    if (!byId("model").options[0]?.value) loadServer();
+    if (byId("model").disabled) loadServer(); // it could not be reached before
   });
 }
 
@@ -138,6 +139,7 @@ function remove(message) {
 function change(words, begin, end = chat.messages.length) {
   const [changed, before] = [chat, [...chat.messages]];
   chat.messages.splice(begin, end - begin);
+  if (composer.editing && !chat.messages.includes(composer.editing)) composer.cancelEdit();
   const undo = () => {
     answers.stop(changed);
     changed.messages = before;
@@ -165,6 +167,7 @@ async function loadServer() {
     select.replaceChildren(...names.map((name) => el("option", { value: name, selected: name === chosen }, name)));
     select.disabled = names.length === 0;
     banner.hidden = true;
+    served = { first: names[0] ?? "", nCtx: null, defaults: {} };
     showSamples(chosen, trySample);
   } catch (error) {
     const act = error.needsKey ? ["Enter API key", () => askKey(null)] : ["Try again", loadServer];
@@ -172,9 +175,13 @@ async function loadServer() {
     banner.hidden = false;
     return;
   }
-  const properties_ = await properties();
-  defaults = properties_.defaults;
-  view.nCtx = properties_.nCtx;
+  Object.assign(served, await properties());
+  showModel();
+}
+
+/** What is known of the chosen model. Of others than the default one, nothing: asking would have the server load it. */
+function showModel() {
+  view.nCtx = settings.model === served.first ? served.nCtx : null;
 }
 
 async function trySample(file, question) {
@@ -197,6 +204,7 @@ function showSettings({ toKey = false, closed = () => {} } = {}) {
     }
     closed();
   };
+  const defaults = settings.model === served.first ? served.defaults : {};
   openSettings(settings, defaults, { toKey, changed, closed: whenClosed });
 }
 
@@ -209,6 +217,7 @@ const keepSystem = later((changed) => chats.keep(changed), 400);
 byId("model").addEventListener("change", ({ target }) => {
   settings.model = target.value;
   settings.save();
+  showModel();
   showSamples(settings.model, trySample);
 });
 byId("system-text").addEventListener("input", ({ target }) => {
@@ -235,7 +244,7 @@ listenToKeys(settings, {
   },
   escape: () => {
     if (sidebar.isOver) sidebar.open(false);
-    else if (composer.isEditing) composer.cancelEdit();
+    else if (composer.editing) composer.cancelEdit();
     else if (answers.of(chat)) answers.stop(chat);
     else return false;
     return true;

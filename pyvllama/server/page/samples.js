@@ -10,8 +10,10 @@ import { byId, el } from "./dom.js";
 export async function showSamples(model, ask) {
   const list = byId("samples");
   list.replaceChildren();
+  list.dataset.model = model;
   if (!/^pocket-vllama/i.test(model)) return;
-  const samples = await (await fetch("page/samples.json")).json();
+  const samples = await fetch("page/samples.json").then((response) => response.json()).catch(() => []);
+  if (list.dataset.model !== model) return; // another was chosen meanwhile
   const items = samples.map(({ file, question }) => {
     const address = `page/samples/${encodeURIComponent(file)}`;
     const use = async () => {
