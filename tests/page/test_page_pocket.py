@@ -103,7 +103,7 @@ def test_stopping_frees_the_server(real: Any, app: Any):
     real.click("#send")
     assert finished(real).locator(".state").inner_text() == "Stopped."
     deadline = time.monotonic() + 20
-    while any(loaded.n_active for loaded in app.state.pool.loaded()):
+    while any(loaded.served.engine.n_active for loaded in app.state.pool.loaded()):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     assert len(texts(real)[1]) > 0
