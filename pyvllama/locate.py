@@ -8,9 +8,14 @@ from pyvllama.errors import ModelNotFound
 from pyvllama.file_names import IMATRIX_PREFIX, LORA_SUFFIX, MMPROJ_PREFIX, parse_file_name
 from pyvllama.types import Pair
 
-__all__ = ["as_path", "find_mmproj", "is_checkpoint", "locate", "pocket_pair", "pocket_picture"]
+__all__ = ["as_path", "find_mmproj", "is_checkpoint", "locate", "pocket_pair", "pocket_picture", "pocket_samples"]
 
 _POCKET = Path(__file__).parent / "pocket"  # importlib.resources finds no path in an editable installation
+_SAMPLES = (
+    ("shapes.png", "What colour is the star?"),
+    ("hearts.png", "Describe the image."),
+    ("text.png", "What does the text say?"),
+)
 _CHECKPOINT_CONFIGS = ("config.json", "params.json")  # Hugging Face's form, Meta's
 
 
@@ -22,6 +27,11 @@ def pocket_pair() -> Pair:
 def pocket_picture() -> Path:
     """A bundled picture for the pocket model."""
     return _POCKET / "shapes.png"
+
+
+def pocket_samples() -> list[tuple[Path, str]]:
+    """The bundled pictures, each with a question that the pocket model can answer."""
+    return [(_POCKET / name, question) for name, question in _SAMPLES]
 
 
 def locate(model: str | Path | None, mmproj: str | Path | None = None) -> Pair:
