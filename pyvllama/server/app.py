@@ -2,14 +2,12 @@
 
 import asyncio
 import contextlib
-import importlib
-import importlib.util
 import logging
 from collections.abc import AsyncIterator
 from importlib import metadata
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -18,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from pyvllama.errors import BackendError, VllamaError
+from pyvllama.server import health, llama_server, page
 from pyvllama.server.api_keys import ApiKeys
 from pyvllama.server.body_limit import BodyLimit
 from pyvllama.server.error_response import error_response, is_ollama_path
@@ -26,6 +25,10 @@ from pyvllama.server.host_check import HostCheck, OriginCheck
 from pyvllama.server.image_policy import image_limits
 from pyvllama.server.metrics import Metrics
 from pyvllama.server.model_pool import ModelPool
+from pyvllama.server.ollama import chat as ollama_chat
+from pyvllama.server.ollama import generate as ollama_generate
+from pyvllama.server.ollama import models as ollama_models
+from pyvllama.server.openai import chat, completions, models, responses, unsupported
 from pyvllama.server.openai.errors import InvalidRequest, openai_error
 from pyvllama.server.pool_setup import make_pool
 from pyvllama.server.request_log import RequestLog
@@ -36,20 +39,19 @@ __all__ = ["create_app"]
 
 logger = logging.getLogger("pyvllama.server")
 
-ROUTERS = (
-    "health",
-    "openai.chat",
-    "openai.completions",
-    "openai.responses",
-    "openai.models",
-    "openai.unsupported",
-    "llama_server",
-    "ollama.chat",
-    "ollama.generate",
-    "ollama.models",
-    "page",
+ROUTERS: tuple[APIRouter, ...] = (
+    health.router,
+    chat.router,
+    completions.router,
+    responses.router,
+    models.router,
+    unsupported.router,
+    llama_server.router,
+    ollama_chat.router,
+    ollama_generate.router,
+    ollama_models.router,
+    page.router,
 )
-"""Modules of pyvllama.server with a `router`, in this order."""
 
 
 def create_app(settings: Settings, pool: ModelPool | None = None) -> FastAPI:
@@ -92,17 +94,9 @@ def create_app(settings: Settings, pool: ModelPool | None = None) -> FastAPI:
     app.state.pool = make_pool(settings, metrics.count_answer) if pool is None else pool
     app.state.image_limits = image_limits(settings)
     app.state.ready, app.state.failed, app.state.failure = asyncio.Event(), asyncio.Event(), None
-    for name in ROUTERS:
-        if _exists(f"pyvllama.server.{name}"):
-            app.include_router(importlib.import_module(f"pyvllama.server.{name}").router)
+    for router in ROUTERS:
+        app.include_router(router)
     return app
-
-
-def _exists(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False
 
 
 def _cors(settings: Settings) -> list[Middleware]:
