@@ -53,9 +53,9 @@ def test_requests_that_cannot_be_answered(ollama_client, stream):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "a JSON body is required"),
+        (b"", "must be a JSON object"),
         (b"{", "the body is no valid JSON"),
-        (b"[]", "valid dictionary"),
+        (b"[]", "must be a JSON object"),
         (b"{}", "model: is required"),
         (b'{"model": ""}', "model is required"),
         (b'{"model": 1}', "model: "),
