@@ -75,9 +75,8 @@ image_states_ptr mmproj::encode(const float * pixels, int n_tiles, int aspect_ra
     }
     size_t compute_bytes = 0;
     {
-        vision_graph graph(*weights_, input.rows, states);
-        graph.compute(backend_.get(), input, progress ? [&](float f) { progress(f * TOWER_SHARE); } : progress_fn(),
-                      collector_.get());
+        vision_graph graph(*weights_, input.rows, states, collector_.get());
+        graph.compute(backend_.get(), input, progress ? [&](float f) { progress(f * TOWER_SHARE); } : progress_fn());
         compute_bytes = graph.compute_bytes();
     }
     const int64_t t1 = ggml_time_us();
