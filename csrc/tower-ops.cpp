@@ -49,8 +49,16 @@ void * tower_ops::add_op(int64_t n_units, std::function<void(const ggml_tensor *
     return &o;
 }
 
-ggml_tensor * tower_ops::node(ggml_type type, int64_t ne0, int64_t ne1, std::vector<ggml_tensor *> args, void * op) {
-    return ggml_custom_4d(ctx_, type, ne0, ne1, 1, 1, args.data(), (int) args.size(), compute, GGML_N_TASKS_MAX, op);
+ggml_tensor * tower_ops::node(const char * name, ggml_type type, int64_t ne0, int64_t ne1,
+                              std::vector<ggml_tensor *> args, void * op) {
+    return ggml_set_name(
+        ggml_custom_4d(ctx_, type, ne0, ne1, 1, 1, args.data(), (int) args.size(), compute, GGML_N_TASKS_MAX, op),
+        name);
+}
+
+ggml_tensor * tower_ops::node_inplace(const char * name, ggml_tensor * x, std::vector<ggml_tensor *> args, void * op) {
+    return ggml_set_name(ggml_custom_inplace(ctx_, x, args.data(), (int) args.size(), compute, GGML_N_TASKS_MAX, op),
+                         name);
 }
 
 ggml_tensor * tower_ops::norm(ggml_tensor * x, const layer_norm & ln, float eps, ggml_type type) {
@@ -68,7 +76,8 @@ ggml_tensor * tower_ops::norm(ggml_tensor * x, const layer_norm & ln, float eps,
             }
         });
     };
-    return node(type, x->ne[0], x->ne[1], { x, ln.weight, ln.bias }, add_op(n_cuts(x->ne[1], ROWS_AT_ONCE), run));
+    return node("norm", type, x->ne[0], x->ne[1], { x, ln.weight, ln.bias },
+                add_op(n_cuts(x->ne[1], ROWS_AT_ONCE), run));
 }
 
 ggml_tensor * tower_ops::to_bf16(ggml_tensor * x) {
@@ -76,7 +85,7 @@ ggml_tensor * tower_ops::to_bf16(ggml_tensor * x) {
     auto run = [k, x](const ggml_tensor * dst, int unit) {
         each_row(dst, unit, [&](int64_t i) { k->from_f32(row<float>(x, i), (int) dst->ne[0], row<uint16_t>(dst, i)); });
     };
-    return node(GGML_TYPE_BF16, x->ne[0], x->ne[1], { x }, add_op(n_cuts(x->ne[1], ROWS_AT_ONCE), run));
+    return node("round", GGML_TYPE_BF16, x->ne[0], x->ne[1], { x }, add_op(n_cuts(x->ne[1], ROWS_AT_ONCE), run));
 }
 
 ggml_tensor * tower_ops::gelu(ggml_tensor * x, ggml_tensor * bias) {
@@ -87,9 +96,7 @@ ggml_tensor * tower_ops::gelu(ggml_tensor * x, ggml_tensor * bias) {
             k->bias_gelu(y, (const float *) bias->data, (int) dst->ne[0], y);
         });
     };
-    ggml_tensor * args[] = { bias };
-    return ggml_custom_inplace(ctx_, x, args, 1, compute, GGML_N_TASKS_MAX,
-                               add_op(n_cuts(x->ne[1], ROWS_AT_ONCE), run));
+    return node_inplace("gelu", x, { bias }, add_op(n_cuts(x->ne[1], ROWS_AT_ONCE), run));
 }
 
 ggml_tensor * tower_ops::add(ggml_tensor * x, ggml_tensor * y, ggml_tensor * bias, float gate) {
@@ -106,7 +113,7 @@ ggml_tensor * tower_ops::add(ggml_tensor * x, ggml_tensor * y, ggml_tensor * bia
     if (bias) {
         args.push_back(bias);
     }
-    return node(GGML_TYPE_F32, x->ne[0], x->ne[1], args, add_op(n_cuts(x->ne[1], ROWS_AT_ONCE), run));
+    return node("add", GGML_TYPE_F32, x->ne[0], x->ne[1], args, add_op(n_cuts(x->ne[1], ROWS_AT_ONCE), run));
 }
 
 ggml_tensor * tower_ops::pack(ggml_tensor * weight) {
@@ -132,7 +139,8 @@ ggml_tensor * tower_ops::pack(ggml_tensor * weight) {
         }
     };
     const int n_panels = n_cuts(weight->ne[1], GEMM_PANEL);
-    return node(GGML_TYPE_BF16, weight->ne[0], (int64_t) n_panels * GEMM_PANEL, { weight }, add_op(n_panels, run));
+    return node("pack", GGML_TYPE_BF16, weight->ne[0], (int64_t) n_panels * GEMM_PANEL, { weight },
+                add_op(n_panels, run));
 }
 
 ggml_tensor * tower_ops::product(ggml_tensor * x, ggml_tensor * panels, int64_t n_out, const linear_form & form) {
@@ -176,9 +184,9 @@ ggml_tensor * tower_ops::product(ggml_tensor * x, ggml_tensor * panels, int64_t 
         }
     }
     if (form.into) {
-        return ggml_custom_inplace(ctx_, form.into, args.data(), (int) args.size(), compute, GGML_N_TASKS_MAX, op);
+        return node_inplace("projector", form.into, args, op);
     }
-    return node(form.add_to ? GGML_TYPE_F32 : GGML_TYPE_BF16, n_out, n_rows, args, op);
+    return node("product", form.add_to ? GGML_TYPE_F32 : GGML_TYPE_BF16, n_out, n_rows, args, op);
 }
 
 template <typename T>
@@ -197,8 +205,8 @@ ggml_tensor * tower_ops::attention_of(const attention_kernels<T> & kernels, ggml
         a->pack_keys(row<T>(k, first) + head * d, k->nb[1] / sizeof(T), n, d, out + unit * key_panel);
         a->pack_values(row<T>(v, first) + head * d, v->nb[1] / sizeof(T), n, d, out + first_value + unit * value_panel);
     };
-    ggml_tensor * packed = node(q->type, (int64_t) (first_value + n_head * n_panels * value_panel), 1, { k, v },
-                                add_op((int64_t) n_head * n_panels, pack));
+    ggml_tensor * packed = node("pack heads", q->type, (int64_t) (first_value + n_head * n_panels * value_panel), 1,
+                                { k, v }, add_op((int64_t) n_head * n_panels, pack));
     const int n_real_parts = n_cuts(rows.n_real, MAX_QUERIES);
     const int n_parts = n_real_parts + n_cuts(n_q - rows.n_real, MAX_QUERIES);
     auto run = [=](const ggml_tensor * dst, int unit) {
@@ -219,7 +227,7 @@ ggml_tensor * tower_ops::attention_of(const attention_kernels<T> & kernels, ggml
         part.out_stride = dst->nb[1] / sizeof(T);
         a->run(part);
     };
-    return node(q->type, q->ne[0], n_q, { q, packed, key_bias }, add_op((int64_t) n_head * n_parts, run));
+    return node("attention", q->type, q->ne[0], n_q, { q, packed, key_bias }, add_op((int64_t) n_head * n_parts, run));
 }
 
 ggml_tensor * tower_ops::attention(ggml_tensor * q, ggml_tensor * k, ggml_tensor * v, int n_head,
@@ -263,7 +271,8 @@ ggml_tensor * tower_ops::stack(ggml_tensor * last, const std::vector<ggml_tensor
     };
     std::vector<ggml_tensor *> args = { last };
     args.insert(args.end(), others.begin(), others.end());
-    return node(GGML_TYPE_BF16, n * (1 + n_others), last->ne[1], args, add_op(n_cuts(last->ne[1], ROWS_AT_ONCE), run));
+    return node("stack", GGML_TYPE_BF16, n * (1 + n_others), last->ne[1], args,
+                add_op(n_cuts(last->ne[1], ROWS_AT_ONCE), run));
 }
 
 }  // namespace pyvllama

@@ -71,7 +71,9 @@ class tower_ops {
     };
     static void compute(ggml_tensor * dst, int ith, int nth, void * data);
     void * add_op(int64_t n_units, std::function<void(const ggml_tensor *, int)> run);
-    ggml_tensor * node(ggml_type type, int64_t ne0, int64_t ne1, std::vector<ggml_tensor *> args, void * op);
+    ggml_tensor * node(const char * name, ggml_type type, int64_t ne0, int64_t ne1, std::vector<ggml_tensor *> args,
+                       void * op);
+    ggml_tensor * node_inplace(const char * name, ggml_tensor * x, std::vector<ggml_tensor *> args, void * op);
     template <typename T>
     ggml_tensor * attention_of(const attention_kernels<T> & kernels, ggml_tensor * q, ggml_tensor * k, ggml_tensor * v,
                                int n_head, ggml_tensor * key_bias, const attention_rows & rows);

@@ -162,7 +162,8 @@ void vision_graph::project(ggml_tensor * last, const std::vector<ggml_tensor *> 
     }
 }
 
-void vision_graph::compute(ggml_backend_t backend, const vision_input & input, const progress_fn & on_node) {
+void vision_graph::compute(ggml_backend_t backend, const vision_input & input, const progress_fn & on_node,
+                           part_times * parts) {
     require_support(backend, graph_);
     scratch_.reset(ggml_gallocr_new(ggml_backend_get_default_buffer_type(backend)));
     if (!ggml_gallocr_alloc_graph(scratch_.get(), graph_)) {
@@ -201,7 +202,7 @@ void vision_graph::compute(ggml_backend_t backend, const vision_input & input, c
     // Real rows come first in every matrix, and only they are counted: they alone reach the text model. Padding rows
     // hold the same few states in every picture; a picture of one tile has three times as many of them, which would
     // drown what the picture shows.
-    compute_graph(backend, graph_, on_node, { collector_, rows_.n_real() });
+    compute_graph(backend, graph_, on_node, { collector_, rows_.n_real() }, parts);
 }
 
 size_t vision_graph::compute_bytes() const {

@@ -3,6 +3,7 @@
 // VisionEncoder (llama-models, llama3/multimodal/model.py): the intermediate outputs are the states ENTERING a layer.
 #pragma once
 
+#include "graph-compute.h"
 #include "importance.h"
 #include "tower-ops.h"
 #include "vision-input.h"
@@ -18,7 +19,9 @@ class vision_graph {
 
     // Allocates on the backend's device, uploads, computes. Throws backend_error. on_node, if given, is called between
     // graph nodes with the fraction done (on the CPU) and may throw to stop.
-    void compute(ggml_backend_t backend, const vision_input & input, const progress_fn & on_node);
+    // parts: see compute_graph.
+    void compute(ggml_backend_t backend, const vision_input & input, const progress_fn & on_node,
+                 part_times * parts = nullptr);
 
     size_t compute_bytes() const;  // of the scratch buffer, after compute()
 
