@@ -21,6 +21,16 @@ T * row(const ggml_tensor * t, int64_t i) {
     return (T *) ((char *) t->data + i * t->nb[1]);
 }
 
+std::vector<ggml_tensor *> given(std::initializer_list<ggml_tensor *> tensors) {
+    std::vector<ggml_tensor *> some;
+    for (ggml_tensor * t : tensors) {
+        if (t) {
+            some.push_back(t);
+        }
+    }
+    return some;
+}
+
 template <typename F>
 void each_row(const ggml_tensor * t, int unit, F && f) {
     const int64_t first = (int64_t) unit * ROWS_AT_ONCE;
@@ -99,7 +109,7 @@ ggml_tensor * tower_ops::gelu(ggml_tensor * x, ggml_tensor * bias) {
     return node_inplace("gelu", x, { bias }, add_op(n_cuts(x->ne[1], ROWS_AT_ONCE), run));
 }
 
-ggml_tensor * tower_ops::add(ggml_tensor * x, ggml_tensor * y, ggml_tensor * bias, float gate) {
+void * tower_ops::add_sum(ggml_tensor * x, ggml_tensor * y, ggml_tensor * bias, float gate) {
     auto run = [x, y, bias, gate](const ggml_tensor * dst, int unit) {
         each_row(dst, unit, [&](int64_t i) {
             const float *a = row<float>(x, i), *b = row<float>(y, i);
@@ -109,11 +119,16 @@ ggml_tensor * tower_ops::add(ggml_tensor * x, ggml_tensor * y, ggml_tensor * bia
             }
         });
     };
-    std::vector<ggml_tensor *> args = { x, y };
-    if (bias) {
-        args.push_back(bias);
-    }
-    return node("add", GGML_TYPE_F32, x->ne[0], x->ne[1], args, add_op(n_cuts(x->ne[1], ROWS_AT_ONCE), run));
+    return add_op(n_cuts(x->ne[1], ROWS_AT_ONCE), run);
+}
+
+ggml_tensor * tower_ops::add(ggml_tensor * x, ggml_tensor * y, ggml_tensor * bias, float gate) {
+    return node("add", GGML_TYPE_F32, x->ne[0], x->ne[1], given({ x, y, bias }), add_sum(x, y, bias, gate));
+}
+
+ggml_tensor * tower_ops::add_in_place(ggml_tensor * x, ggml_tensor * y, ggml_tensor * bias, float gate,
+                                      ggml_tensor * after) {
+    return node_inplace("add", x, given({ y, bias, after }), add_sum(x, y, bias, gate));
 }
 
 ggml_tensor * tower_ops::pack(ggml_tensor * weight) {
@@ -177,12 +192,7 @@ ggml_tensor * tower_ops::product(ggml_tensor * x, ggml_tensor * panels, int64_t 
         }
     };
     void * op = add_op((int64_t) n_cuts(n_rows, GEMM_ROWS) * n_groups, run);
-    std::vector<ggml_tensor *> args = { x, panels };
-    for (ggml_tensor * t : { form.bias, form.add_to }) {
-        if (t) {
-            args.push_back(t);
-        }
-    }
+    const std::vector<ggml_tensor *> args = given({ x, panels, form.bias, form.add_to });
     if (form.into) {
         return node_inplace("projector", form.into, args, op);
     }
@@ -195,18 +205,22 @@ ggml_tensor * tower_ops::attention_of(const attention_kernels<T> & kernels, ggml
                                       const attention_rows & rows) {
     const attention_kernels<T> * a = &kernels;
     const int n_q = (int) q->ne[1], d = (int) q->ne[0] / n_head, n_panels = a->padded_keys(rows.n_rows) / a->panel;
-    // keys of all heads, then values of all heads
     const size_t key_panel = (size_t) a->panel * d, value_panel = (size_t) a->panel * a->padded_embd(d);
-    const size_t first_value = n_head * n_panels * key_panel;
-    auto pack = [=](const ggml_tensor * dst, int unit) {
+    // Two nodes, so that k and v need not be there at once; and q, which ggml takes last, with neither.
+    auto pack_keys = [=](const ggml_tensor * dst, int unit) {
         const int head = unit / n_panels, first = unit % n_panels * a->panel;
-        const int n = std::min(a->panel, rows.n_rows - first);
-        T * out = (T *) dst->data;
-        a->pack_keys(row<T>(k, first) + head * d, k->nb[1] / sizeof(T), n, d, out + unit * key_panel);
-        a->pack_values(row<T>(v, first) + head * d, v->nb[1] / sizeof(T), n, d, out + first_value + unit * value_panel);
+        a->pack_keys(row<T>(k, first) + head * d, k->nb[1] / sizeof(T), std::min(a->panel, rows.n_rows - first), d,
+                     (T *) dst->data + unit * key_panel);
     };
-    ggml_tensor * packed = node("pack heads", q->type, (int64_t) (first_value + n_head * n_panels * value_panel), 1,
-                                { k, v }, add_op((int64_t) n_head * n_panels, pack));
+    auto pack_values = [=](const ggml_tensor * dst, int unit) {
+        const int head = unit / n_panels, first = unit % n_panels * a->panel;
+        a->pack_values(row<T>(v, first) + head * d, v->nb[1] / sizeof(T), std::min(a->panel, rows.n_rows - first), d,
+                       (T *) dst->data + unit * value_panel);
+    };
+    const int64_t n_units = (int64_t) n_head * n_panels;
+    ggml_tensor * keys = node("pack heads", q->type, (int64_t) key_panel, n_units, { k }, add_op(n_units, pack_keys));
+    ggml_tensor * values =
+        node("pack heads", q->type, (int64_t) value_panel, n_units, { v }, add_op(n_units, pack_values));
     const int n_real_parts = n_cuts(rows.n_real, MAX_QUERIES);
     const int n_parts = n_real_parts + n_cuts(n_q - rows.n_real, MAX_QUERIES);
     auto run = [=](const ggml_tensor * dst, int unit) {
@@ -217,8 +231,8 @@ ggml_tensor * tower_ops::attention_of(const attention_kernels<T> & kernels, ggml
         part.q = row<T>(q, first) + head * d;
         part.q_stride = q->nb[1] / sizeof(T);
         part.n_q = std::min(MAX_QUERIES, (real ? rows.n_real : n_q) - first);
-        part.k = (const T *) packed->data + (size_t) head * n_panels * key_panel;
-        part.v = (const T *) packed->data + first_value + (size_t) head * n_panels * value_panel;
+        part.k = (const T *) keys->data + (size_t) head * n_panels * key_panel;
+        part.v = (const T *) values->data + (size_t) head * n_panels * value_panel;
         part.key_bias = (const float *) key_bias->data + (real ? 0 : a->padded_keys(rows.n_rows));
         part.n_k = real ? rows.n_rows : rows.n_real;
         part.n_embd_head = d;
@@ -227,7 +241,8 @@ ggml_tensor * tower_ops::attention_of(const attention_kernels<T> & kernels, ggml
         part.out_stride = dst->nb[1] / sizeof(T);
         a->run(part);
     };
-    return node("attention", q->type, q->ne[0], n_q, { q, packed, key_bias }, add_op((int64_t) n_head * n_parts, run));
+    return node("attention", q->type, q->ne[0], n_q, { keys, values, q, key_bias },
+                add_op((int64_t) n_head * n_parts, run));
 }
 
 ggml_tensor * tower_ops::attention(ggml_tensor * q, ggml_tensor * k, ggml_tensor * v, int n_head,

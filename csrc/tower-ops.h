@@ -42,6 +42,8 @@ class tower_ops {
     ggml_tensor * gelu(ggml_tensor * x, ggml_tensor * bias);  // in place
     // x + gate * (y + bias); bias may be nullptr
     ggml_tensor * add(ggml_tensor * x, ggml_tensor * y, ggml_tensor * bias, float gate);
+    // The same in place, after another node (or nullptr).
+    ggml_tensor * add_in_place(ggml_tensor * x, ggml_tensor * y, ggml_tensor * bias, float gate, ggml_tensor * after);
 
     // x [n_in, n_rows] BF16, weight [n_in, n_out] of any type (rounded to BF16) -> [n_out, n_rows]
     ggml_tensor * linear(ggml_tensor * x, ggml_tensor * weight, const linear_form & form) {
@@ -70,6 +72,7 @@ class tower_ops {
         std::atomic<int> next{ 0 }, n_finished{ 0 };
     };
     static void compute(ggml_tensor * dst, int ith, int nth, void * data);
+    void * add_sum(ggml_tensor * x, ggml_tensor * y, ggml_tensor * bias, float gate);
     void * add_op(int64_t n_units, std::function<void(const ggml_tensor *, int)> run);
     ggml_tensor * node(const char * name, ggml_type type, int64_t ne0, int64_t ne1, std::vector<ggml_tensor *> args,
                        void * op);

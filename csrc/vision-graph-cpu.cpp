@@ -1,7 +1,15 @@
 // The parts of the vision graph that our own kernels compute, on the CPU.
+#include <algorithm>
+
 #include "vision-graph.h"
 
 namespace pyvllama {
+
+namespace {
+
+constexpr int64_t FFN_ROWS = 1608;  // at once: those of a tile of the real model
+
+}
 
 ggml_tensor * vision_graph::layer_f32(ggml_tensor * x, const vision_layer & l, bool last) {
     ggml_tensor * h = ops_->norm(x, l.ln1, eps_, GGML_TYPE_F32);
@@ -14,9 +22,19 @@ ggml_tensor * vision_graph::layer_f32(ggml_tensor * x, const vision_layer & l, b
     ggml_tensor * attn = ops_->attention(ggml_mul_mat(ctx_, l.q, h), k, v, n_head_, own_key_bias(GGML_TYPE_F32),
                                          { rows_.n_real(), rows_.n_rows() });
     x = ops_->add(x, ggml_mul_mat(ctx_, l.o, attn), nullptr, l.gate_attn);
-    h = ggml_mul_mat(ctx_, l.ffn_up, ops_->norm(x, l.ln2, eps_, GGML_TYPE_F32));
-    h = ggml_mul_mat(ctx_, l.ffn_down, ops_->gelu(h, l.ffn_up_b));
-    return ops_->add(x, h, l.ffn_down_b, l.gate_ffn);
+    // In parts and in place, as what is between the two matrices is four times as wide as x. From the last rows to the
+    // first, so that the result can be a view of the last node: whoever reads it then waits for all.
+    const int64_t n_part = collector_ ? x->ne[1] : FFN_ROWS;
+    ggml_tensor * done = nullptr;
+    for (int64_t first = (x->ne[1] - 1) / n_part * n_part; first >= 0; first -= n_part) {
+        ggml_tensor * part =
+            ggml_view_2d(ctx_, x, x->ne[0], std::min(n_part, x->ne[1] - first), x->nb[1], first * x->nb[1]);
+        h = ggml_mul_mat(ctx_, l.ffn_up, ops_->norm(part, l.ln2, eps_, GGML_TYPE_F32));
+        h = ggml_mul_mat(ctx_, l.ffn_down, ops_->gelu(h, l.ffn_up_b));
+        done = ops_->add_in_place(part, h, l.ffn_down_b, l.gate_ffn, done);
+        ggml_build_forward_expand(graph_, done);
+    }
+    return ggml_view_2d(ctx_, done, x->ne[0], x->ne[1], x->nb[1], 0);
 }
 
 ggml_tensor * vision_graph::layer_bf16(ggml_tensor * x, const vision_layer & l, bool last) {

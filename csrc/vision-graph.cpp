@@ -22,7 +22,7 @@ vision_graph::vision_graph(const mllama_weights & weights, const vision_rows & r
       own_(weights.kernels().f32 && n_embd_head_ <= MAX_EMBD_HEAD) {
     const size_t n_layers = weights.local.size() + weights.global.size();
     const size_t n_intermediate = weights.hparams().vision.intermediate_layers.size();
-    const size_t n_nodes = 64 * n_layers + (3 * n_intermediate + 16) * rows.n_tiles + 256;
+    const size_t n_nodes = 96 * n_layers + (3 * n_intermediate + 16) * rows.n_tiles + 256;
     ctx_owner_.reset(
         ggml_init({ n_nodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false), nullptr, true }));
     ctx_ = ctx_owner_.get();
