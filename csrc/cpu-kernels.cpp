@@ -9,7 +9,7 @@ namespace pyvllama {
 
 namespace {
 
-#if defined(__x86_64__)
+#ifdef PYVLLAMA_KERNELS_X86
 bool has_avx2() {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
@@ -19,20 +19,28 @@ bool has_avx512() {
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && has_avx2();
 }
 
+#ifdef PYVLLAMA_KERNELS_AVX512_BF16
 bool has_avx512_bf16() {
     return __builtin_cpu_supports("avx512bf16") && has_avx512();
 }
 #endif
+#endif
 
 }  // namespace
+
+std::string cpu_kernels::name() const {
+    return bf16 ? bf16->name : f32 ? f32->name : "ggml";
+}
 
 std::vector<cpu_kernels> all_cpu_kernels() {
     std::vector<cpu_kernels> all;
 #ifdef PYVLLAMA_KERNELS
-#if defined(__x86_64__)
+#ifdef PYVLLAMA_KERNELS_X86
+#ifdef PYVLLAMA_KERNELS_AVX512_BF16
     if (has_avx512_bf16()) {
         all.push_back({ &kernels_avx512, &kernels_avx512_bf16 });
     }
+#endif
     if (has_avx512()) {
         all.push_back({ &kernels_avx512, nullptr });
     }

@@ -76,7 +76,7 @@ struct cpu_kernels {
     const f32_kernels * f32 = nullptr;
     const bf16_kernels * bf16 = nullptr;
 
-    std::string name() const { return bf16 ? bf16->name : f32 ? f32->name : "ggml"; }
+    std::string name() const;  // of the table that counts; "ggml" where there is none
 };
 
 // What this CPU can run, the fastest first, {} last.

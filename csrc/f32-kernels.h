@@ -49,7 +49,7 @@ inline float largest_of(vec v) {
 
 // 2^x for x <= 127, within 2e-7 of it; 0 below -126.5.
 inline vec exp2_of(vec x) {
-    x = larger(x, all(-127.0f));
+    x = larger(all(-127.0f), x);          // in this order a NaN stays one
     const vec shifted = x + 12582912.0f;  // 1.5 * 2^23: rounds, and leaves the whole number in the lowest bits
     const vec part = x - (shifted - 12582912.0f);
     vec y = all(1.53458121e-4f);
