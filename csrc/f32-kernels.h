@@ -132,17 +132,27 @@ constexpr int KEYS = PANEL * PANELS;
 
 void pack_keys(const float * k, size_t k_stride, int n, int n_embd_head, float * out) {
     for (int c = 0; c < PANEL; ++c) {
-        for (int i = 0; i < n_embd_head; ++i) {
-            out[i * PANEL + c] = c < n ? k[c * k_stride + i] : 0.0f;
+        if (c < n) {
+            for (int i = 0; i < n_embd_head; ++i) {
+                out[i * PANEL + c] = k[c * k_stride + i];
+            }
+        } else {
+            for (int i = 0; i < n_embd_head; ++i) {
+                out[i * PANEL + c] = 0.0f;
+            }
         }
     }
 }
 
 void pack_values(const float * v, size_t v_stride, int n, int n_embd_head, float * out) {
     const int padded = (n_embd_head + LANES - 1) / LANES * LANES;
-    for (int c = 0; c < PANEL; ++c) {
-        for (int i = 0; i < padded; ++i) {
-            out[c * padded + i] = c < n && i < n_embd_head ? v[c * v_stride + i] : 0.0f;
+    for (int c = 0; c < PANEL; ++c, out += padded) {
+        const int n_there = c < n ? n_embd_head : 0;
+        for (int i = 0; i < n_there; ++i) {
+            out[i] = v[c * v_stride + i];
+        }
+        for (int i = n_there; i < padded; ++i) {
+            out[i] = 0.0f;
         }
     }
 }

@@ -56,8 +56,14 @@ void pack_weights(const uint16_t * w, size_t w_stride, int n, int n_in, uint16_t
         const int last = first + 16 < n_in / 2 ? first + 16 : n_in / 2;
         for (int c = 0; c < GEMM_PANEL; ++c) {
             const pair * row = (const pair *) (w + c * w_stride);
-            for (int p = first; p < last; ++p) {
-                out[p * GEMM_PANEL + c] = c < n ? row[p] : 0;
+            if (c < n) {
+                for (int p = first; p < last; ++p) {
+                    out[p * GEMM_PANEL + c] = row[p];
+                }
+            } else {
+                for (int p = first; p < last; ++p) {
+                    out[p * GEMM_PANEL + c] = 0;
+                }
             }
         }
     }
@@ -110,8 +116,14 @@ void pack_keys(const uint16_t * k, size_t k_stride, int n, int n_embd_head, uint
     pair * pairs = (pair *) out;
     for (int c = 0; c < PANEL; ++c) {
         const pair * row = (const pair *) (k + c * k_stride);
-        for (int p = 0; p < n_embd_head / 2; ++p) {
-            pairs[p * PANEL + c] = c < n ? row[p] : 0;
+        if (c < n) {
+            for (int p = 0; p < n_embd_head / 2; ++p) {
+                pairs[p * PANEL + c] = row[p];
+            }
+        } else {
+            for (int p = 0; p < n_embd_head / 2; ++p) {
+                pairs[p * PANEL + c] = 0;
+            }
         }
     }
 }
@@ -119,10 +131,15 @@ void pack_keys(const uint16_t * k, size_t k_stride, int n, int n_embd_head, uint
 void pack_values(const uint16_t * v, size_t v_stride, int n, int n_embd_head, uint16_t * out) {
     const int padded = (n_embd_head + 15) / 16 * 16;
     for (int c = 0; c < PANEL; c += 2, out += 2 * padded) {
-        const uint16_t *even = v + c * v_stride, *odd = even + v_stride;
-        for (int d = 0; d < padded; ++d) {
-            out[2 * d] = c < n && d < n_embd_head ? even[d] : 0;
-            out[2 * d + 1] = c + 1 < n && d < n_embd_head ? odd[d] : 0;
+        const uint16_t * even = v + c * v_stride;
+        const int n_even = c < n ? n_embd_head : 0, n_odd = c + 1 < n ? n_embd_head : 0;
+        for (int d = 0; d < n_odd; ++d) {
+            out[2 * d] = even[d];
+            out[2 * d + 1] = even[v_stride + d];
+        }
+        for (int d = n_odd; d < padded; ++d) {
+            out[2 * d] = d < n_even ? even[d] : 0;
+            out[2 * d + 1] = 0;
         }
     }
 }
