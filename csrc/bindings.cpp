@@ -326,6 +326,9 @@ NB_MODULE(_native, m) {
             "attention_form",
             [](const mmproj & self) { return self.form() == attention_form::softmax ? "softmax" : "flash"; },
             "How cross attention is computed there, which decides how ImageStates lie in memory: 'softmax' or 'flash'.")
+        .def_prop_ro(
+            "kernels", [](const mmproj & self) { return self.weights()->kernels().name(); },
+            "Which of our own kernels the vision tower runs; 'ggml': none. States differ in their rounding.")
         .def("set_n_threads", &mmproj::set_n_threads, "n_threads"_a, "CPU threads for encoding.")
         .def("set_collector", &mmproj::set_collector, "collector"_a.none(),
              "Count the inputs of all matrices of images encoded from now on; None: no more.")

@@ -169,10 +169,11 @@ class Model:
     def image_fingerprint(self) -> str:
         """Identifies what ImageStates are made by and how they lie in memory.
 
-        A digest of the mmproj's weights, the preprocessing, cross_kv_type and the form of cross attention.
+        A digest of the mmproj's weights, the preprocessing, cross_kv_type, the form of cross attention and
+        the tower's kernels (a file that another CPU wrote is another one's).
         """
         weights = weights_fingerprint(self._files[1], "clip.")
-        form = self.mmproj.attention_form
+        form = f"{self.mmproj.attention_form} {self.mmproj.kernels}"
         text = json.dumps([weights, asdict(self.preprocessor), self.cross_kv_type, form])
         return hashlib.sha256(text.encode()).hexdigest()
 
