@@ -49,7 +49,7 @@ LAYERS = [
     ["resolve"],
     ["llm"],
     ["loading"],
-    ["imatrix", "evaluation", "async_llm"],
+    ["imatrix", "evaluation", "async_llm", "benchmark"],
     ["server."],
     ["integrations."],
     [""],
@@ -76,7 +76,7 @@ THIRD_PARTY = {
     "prometheus_client": ["server.metrics"],
     "numpy": [
         *("_runtime", "gguf_file", "image.", "conversion.", "model", "context", "sampler", "session", "llm"),
-        *("divergence", "evaluation", "transcript_reader", "async_llm"),
+        *("divergence", "evaluation", "transcript_reader", "async_llm", "benchmark"),
         *("sealed_file", "kv_state", "session_file"),
         "integrations.llama_cpp_python",
     ],
