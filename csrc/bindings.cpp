@@ -2,6 +2,7 @@
 // dimension first; what C++ calls [a, b] (ggml order) is shape (b, a) here.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
@@ -162,6 +163,7 @@ nb::tuple encode(mmproj & self, array_f32_4d pixels, int aspect_ratio_id, bool w
     timings["tower_ms"] = stats.tower_ms;
     timings["kv_ms"] = stats.kv_ms;
     timings["compute_bytes"] = stats.compute_bytes;
+    timings["parts_ms"] = nb::cast(stats.parts);
     return nb::make_tuple(image, array, timings);
 }
 
@@ -337,7 +339,7 @@ NB_MODULE(_native, m) {
              "    progress: called with the fraction done; returning False stops.\n"
              "Returns:\n"
              "    (ImageStates, float32 [n_tiles, n_positions, text n_embd] or None, dict of tower_ms, kv_ms, "
-             "compute_bytes).\n"
+             "compute_bytes, parts_ms: the tower's time by kind of operation, on the CPU).\n"
              "Raises:\n"
              "    ValueError: shapes or ids that do not fit. BackendError: no memory, or the device failed. Cancelled.")
         .def("restore", &restore, "n_tokens"_a, "parts"_a,

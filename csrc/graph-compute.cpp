@@ -1,5 +1,6 @@
 #include "graph-compute.h"
 
+#include <cstring>
 #include <exception>
 #include <string>
 
@@ -9,20 +10,56 @@ namespace pyvllama {
 
 namespace {
 
+std::string kind_of(const ggml_tensor * node) {
+    switch (node->op) {
+        case GGML_OP_CUSTOM:
+            return node->name;
+        case GGML_OP_MUL_MAT:
+            return strncmp(node->src[0]->name, "mm.", 3) == 0 ? "projector" : "product";
+        case GGML_OP_FLASH_ATTN_EXT:
+            return "attention";
+        default:
+            return ggml_op_desc(node);
+    }
+}
+
+bool takes_no_time(const ggml_tensor * node) {  // ggml's CPU backend passes over these
+    return node->op == GGML_OP_NONE || node->op == GGML_OP_RESHAPE || node->op == GGML_OP_VIEW ||
+           node->op == GGML_OP_PERMUTE || node->op == GGML_OP_TRANSPOSE;
+}
+
 struct observer {
     const progress_fn & on_node;
-    int n_nodes;
+    ggml_cgraph * graph;
+    part_times * parts;
+    int n_nodes = ggml_graph_n_nodes(graph);
     int n_done = 0;
-    std::exception_ptr stopped;
+    int64_t last_us = ggml_time_us();
+    std::exception_ptr stopped = nullptr;
 
     static bool called(void * data) {
         observer & self = *(observer *) data;
         try {
-            self.on_node((float) ++self.n_done / (float) self.n_nodes);
+            self.step();
             return false;
         } catch (...) {  // an exception must not pass through ggml
             self.stopped = std::current_exception();
             return true;
+        }
+    }
+
+    void step() {
+        while (n_done < n_nodes && takes_no_time(ggml_graph_node(graph, n_done))) {
+            ++n_done;
+        }
+        if (parts && n_done < n_nodes) {
+            const int64_t now = ggml_time_us();
+            (*parts)[kind_of(ggml_graph_node(graph, n_done))] += (double) (now - last_us) / 1000.0;
+            last_us = now;
+        }
+        ++n_done;
+        if (on_node) {
+            on_node((float) n_done / (float) n_nodes);
         }
     }
 };
@@ -62,14 +99,15 @@ void require_support(ggml_backend_t backend, ggml_cgraph * graph) {
     }
 }
 
-void compute_graph(ggml_backend_t backend, ggml_cgraph * graph, const progress_fn & on_node, const row_counter & rows) {
-    observer o{ on_node, ggml_graph_n_nodes(graph), 0, nullptr };
-    if (on_node) {
+void compute_graph(ggml_backend_t backend, ggml_cgraph * graph, const progress_fn & on_node, const row_counter & rows,
+                   part_times * parts) {
+    observer o{ on_node, graph, parts };
+    if (on_node || parts) {
         set_abort_callback(backend, observer::called, &o);
     }
     const ggml_status status =
         rows.collector ? compute_and_collect(backend, graph, rows) : ggml_backend_graph_compute(backend, graph);
-    if (on_node) {
+    if (on_node || parts) {
         set_abort_callback(backend, nullptr, nullptr);
     }
     if (o.stopped) {

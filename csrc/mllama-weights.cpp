@@ -19,9 +19,18 @@ uint64_t next_id() {
 
 mllama_weights::mllama_weights(const std::string & path, const device & dev, bool repack, const progress_fn & progress)
     : id_(next_id()), file_(path), hparams_(mllama_hparams::load(file_)), dev_(dev) {
+    if (dev.is_cpu()) {
+        kernels_ = choose_cpu_kernels();
+    }
     find_tensors();
     file_.refuse_unknown_tensors();
     place(repack, progress);
+}
+
+bool mllama_weights::in_bf16(const ggml_tensor * weight) const {
+    const ggml_type type = weight->type;
+    return kernels_.bf16 && type != GGML_TYPE_F32 && type != GGML_TYPE_F16 && weight->ne[0] % 2 == 0 &&
+           (type == GGML_TYPE_BF16 || ggml_get_type_traits(type)->to_float);
 }
 
 ggml_tensor * mllama_weights::find(const std::string & name, const std::vector<int64_t> & ne) {
@@ -128,7 +137,8 @@ void mllama_weights::find_tensors() {
 void mllama_weights::place(bool repack, const progress_fn & progress) {
     std::map<ggml_backend_buffer_type_t, std::vector<ggml_tensor *>> by_buft;
     for (ggml_tensor * t : matmuls_) {
-        by_buft[dev_.matmul_buft(t, repack)].push_back(t);
+        const bool tower = std::string(t->name).compare(0, 6, "xattn.") != 0;
+        by_buft[dev_.matmul_buft(t, repack && !(tower && in_bf16(t)))].push_back(t);
     }
     for (ggml_tensor * t : others_) {
         by_buft[dev_.default_buft()].push_back(t);

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu-kernels.h"
 #include "device.h"
 #include "gguf-file.h"
 #include "mllama-hparams.h"
@@ -44,11 +45,14 @@ struct cross_layer {
 class mllama_weights {
   public:
     // repack: let the CPU keep matmul weights in the layout its fastest kernels want (a copy in memory); without it,
-    // and for types that have no such layout, they stay in the mapped file.
+    // for types that have no such layout, and for matrices that our own kernels read, they stay in the mapped file.
     mllama_weights(const std::string & path, const device & dev, bool repack, const progress_fn & progress);
 
     const mllama_hparams & hparams() const { return hparams_; }
     const device & dev() const { return dev_; }
+    const cpu_kernels & kernels() const { return kernels_; }  // for the vision tower; none on other devices
+    // Is a matrix of the tower one for our bf16 kernels? Not where the file has more precision than that.
+    bool in_bf16(const ggml_tensor * weight) const;
     uint64_t id() const { return id_; }  // unique in this process
     const std::string & path() const { return file_.path(); }
 
@@ -83,6 +87,7 @@ class mllama_weights {
     gguf_file file_;
     mllama_hparams hparams_;
     device dev_;
+    cpu_kernels kernels_;
     std::vector<ggml_tensor *> matmuls_, others_;  // for the device
     ggml_tensor * patch_embd_src_;                 // as the file has it
     ggml_context_ptr own_;                         // of patch_embd

@@ -74,10 +74,11 @@ image_states_ptr mmproj::encode(const float * pixels, int n_tiles, int aspect_ra
         throw backend_error(std::string("no memory on ") + weights_->dev().name() + " for an image's states");
     }
     size_t compute_bytes = 0;
+    part_times parts;
     {
-        vision_graph graph(*weights_, input.rows, states);
+        vision_graph graph(*weights_, input.rows, states, collector_.get());
         graph.compute(backend_.get(), input, progress ? [&](float f) { progress(f * TOWER_SHARE); } : progress_fn(),
-                      collector_.get());
+                      stats ? &parts : nullptr);
         compute_bytes = graph.compute_bytes();
     }
     const int64_t t1 = ggml_time_us();
@@ -89,7 +90,8 @@ image_states_ptr mmproj::encode(const float * pixels, int n_tiles, int aspect_ra
         progress(1.0f);
     }
     if (stats) {
-        *stats = { (double) (t1 - t0) / 1000.0, (double) (ggml_time_us() - t1) / 1000.0, compute_bytes };
+        *stats = { (double) (t1 - t0) / 1000.0, (double) (ggml_time_us() - t1) / 1000.0, compute_bytes,
+                   std::move(parts) };
     }
     if (states_out) {
         states_out->resize(ggml_nelements(states));

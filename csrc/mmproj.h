@@ -8,6 +8,7 @@
 #include <thread>
 #include <vector>
 
+#include "graph-compute.h"
 #include "image-states.h"
 #include "importance.h"
 #include "mllama-weights.h"
@@ -26,6 +27,7 @@ struct encode_stats {
     double tower_ms = 0;  // vision tower and projector
     double kv_ms = 0;     // keys and values of all cross-attention layers
     size_t compute_bytes = 0;
+    part_times parts;  // of the tower; empty on devices other than the CPU
 };
 
 struct bytes_view {

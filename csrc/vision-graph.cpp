@@ -9,25 +9,32 @@
 
 namespace pyvllama {
 
-vision_graph::vision_graph(const mllama_weights & weights, const vision_rows & rows, ggml_tensor * states)
+vision_graph::vision_graph(const mllama_weights & weights, const vision_rows & rows, ggml_tensor * states,
+                           importance_collector * collector)
     : weights_(weights),
       rows_(rows),
       n_embd_(weights.hparams().vision.n_embd),
       n_head_(weights.hparams().vision.n_head),
       n_embd_head_(n_embd_ / n_head_),
       eps_(weights.hparams().vision.layer_norm_eps),
-      mask_form_(!weights.dev().is_cpu()) {
+      mask_form_(!weights.dev().is_cpu()),
+      collector_(collector),
+      own_(weights.kernels().f32 && n_embd_head_ <= MAX_EMBD_HEAD) {
     const size_t n_layers = weights.local.size() + weights.global.size();
     const size_t n_intermediate = weights.hparams().vision.intermediate_layers.size();
-    const size_t n_nodes = 64 * n_layers + (3 * n_intermediate + 16) * rows.n_tiles + 256;
+    const size_t n_nodes = 96 * n_layers + (3 * n_intermediate + 16) * rows.n_tiles + 256;
     ctx_owner_.reset(
         ggml_init({ n_nodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false), nullptr, true }));
     ctx_ = ctx_owner_.get();
     graph_ = ggml_new_graph_custom(ctx_, n_nodes, false);
+    ops_ = std::make_unique<tower_ops>(ctx_, weights.kernels());
     build(states);
 }
 
 ggml_tensor * vision_graph::norm(ggml_tensor * x, const layer_norm & ln, float eps) {
+    if (own_) {
+        return ops_->norm(x, ln, eps, GGML_TYPE_F32);
+    }
     return ggml_add(ctx_, ggml_mul(ctx_, ggml_norm(ctx_, x, eps), ln.weight), ln.bias);
 }
 
@@ -54,7 +61,11 @@ ggml_tensor * vision_graph::attention(ggml_tensor * q, ggml_tensor * k, ggml_ten
     return ggml_reshape_2d(ctx_, out, n_embd_, n_q);  // [n_embd_head, n_head, n_q]
 }
 
-ggml_tensor * vision_graph::layer(ggml_tensor * x, const vision_layer & l) {
+ggml_tensor * vision_graph::layer(ggml_tensor * x, const vision_layer & l, bool last) {
+    return !own_ ? layer_ggml(x, l) : in_bf16(l) ? layer_bf16(x, l, last) : layer_f32(x, l, last);
+}
+
+ggml_tensor * vision_graph::layer_ggml(ggml_tensor * x, const vision_layer & l) {
     const int64_t n_rows = rows_.n_rows(), n_real = rows_.n_real();
     auto part = [&](ggml_tensor * t, int64_t first, int64_t n) {
         return ggml_view_2d(ctx_, t, t->ne[0], n, t->nb[1], first * t->nb[1]);
@@ -95,9 +106,9 @@ void vision_graph::build(ggml_tensor * states) {
     embd_ = input(GGML_TYPE_F32, { n_embd_, rows_.n_patch_rows() });
     post_tile_ = input(GGML_TYPE_F32, { n_embd_, rows_.n_tiles_computed });
     tile_of_row_ = input(GGML_TYPE_I32, { n_rows });
-    if (rows_.n_stand_for > 1 && mask_form_) {
+    if (rows_.n_stand_for > 1 && !own_ && mask_form_) {
         mask_ = input(GGML_TYPE_F16, { n_rows, n_real });
-    } else if (rows_.n_stand_for > 1) {
+    } else if (rows_.n_stand_for > 1 && !own_) {
         ones_ = input(GGML_TYPE_F32, { 1, n_real, n_head_ });
         key_bias_ = input(GGML_TYPE_F32, { 1, n_rows, n_head_ });
     }
@@ -108,21 +119,23 @@ void vision_graph::build(ggml_tensor * states) {
         x = ggml_pad(ctx_, x, 0, (int) (n_rows - rows_.n_patch_rows()), 0, 0);  // zero rows
     }
     const std::vector<int> & wanted = weights_.hparams().vision.intermediate_layers;
+    const bool project_in_bf16 = own_ && in_bf16(weights_.mm) && wanted.size() <= MAX_STACKED;
     std::vector<ggml_tensor *> intermediate(wanted.size());
     for (size_t i = 0; i < weights_.local.size(); ++i) {
         for (size_t j = 0; j < wanted.size(); ++j) {
             if (wanted[j] == (int) i) {
-                intermediate[j] = x;
+                intermediate[j] = project_in_bf16 ? ops_->to_bf16(x) : x;
+                ggml_build_forward_expand(graph_, intermediate[j]);
             }
         }
-        x = layer(x, weights_.local[i]);
+        x = layer(x, weights_.local[i], false);
     }
     x = norm(x, weights_.post_ln, LAYER_NORM_EPS_OUTER);
     x = ggml_add(ctx_, x, ggml_get_rows(ctx_, post_tile_, tile_of_row_));
     for (const vision_layer & l : weights_.global) {
-        x = layer(x, l);
+        x = layer(x, l, &l == &weights_.global.back());
     }
-    project(x, intermediate, states);
+    project_in_bf16 ? project_bf16(x, intermediate, states) : project(x, intermediate, states);
 }
 
 // HF stacks the intermediate states behind the last state, interleaved: feature i*n + j is feature i of state j. One
@@ -150,7 +163,7 @@ void vision_graph::project(ggml_tensor * last, const std::vector<ggml_tensor *> 
 }
 
 void vision_graph::compute(ggml_backend_t backend, const vision_input & input, const progress_fn & on_node,
-                           importance_collector * collector) {
+                           part_times * parts) {
     require_support(backend, graph_);
     scratch_.reset(ggml_gallocr_new(ggml_backend_get_default_buffer_type(backend)));
     if (!ggml_gallocr_alloc_graph(scratch_.get(), graph_)) {
@@ -166,6 +179,7 @@ void vision_graph::compute(ggml_backend_t backend, const vision_input & input, c
         tile_of_row[r] = rows_.tile_of(r);
     }
     set(tile_of_row_, tile_of_row.data());
+    set_own_key_bias(input.key_bias);
     if (mask_) {
         std::vector<ggml_fp16_t> mask((size_t) n_real * n_rows);
         ggml_fp32_to_fp16_row(input.key_bias.data(), mask.data(), n_rows);
@@ -188,7 +202,7 @@ void vision_graph::compute(ggml_backend_t backend, const vision_input & input, c
     // Real rows come first in every matrix, and only they are counted: they alone reach the text model. Padding rows
     // hold the same few states in every picture; a picture of one tile has three times as many of them, which would
     // drown what the picture shows.
-    compute_graph(backend, graph_, on_node, { collector, rows_.n_real() });
+    compute_graph(backend, graph_, on_node, { collector_, rows_.n_real() }, parts);
 }
 
 size_t vision_graph::compute_bytes() const {

@@ -18,6 +18,7 @@ struct tiny_sizes {
     int n_embd = 32, n_head = 2, n_ff = 48, n_local = 2, n_global = 1, image = 28, patch = 14, max_tiles = 4;
     int t_embd = 64, t_head = 4, t_kv = 2, t_ff = 96, t_layers = 6, n_vocab = 50;
     std::vector<int32_t> cross = { 1, 2, 4 }, intermediate = { 1, 0 }, aspects = { 1, 1, 1, 2, 2, 2, 3, 1 };
+    std::function<ggml_type(const std::string &)> type;  // of a matrix of the tower, by its name; none: F32
     bool zero_padding = true;  // tile embeddings of padding tiles are zero, as in real checkpoints
 };
 
@@ -27,7 +28,10 @@ class tiny_mmproj {
 
     tiny_mmproj(const std::string & path, const tiny_sizes & s = {}, const edit_fn & edit = nullptr,
                 const std::string & leave_out = "", const std::string & extra = "")
-        : ctx_(ggml_init({ 64 << 20, nullptr, false })), gguf_(gguf_init_empty()), leave_out_(leave_out) {
+        : ctx_(ggml_init({ 64 << 20, nullptr, false })),
+          gguf_(gguf_init_empty()),
+          leave_out_(leave_out),
+          type_(s.type) {
         keys(s);
         tensors(s);
         if (!extra.empty()) {
@@ -90,6 +94,16 @@ class tiny_mmproj {
         float * data = (float *) t->data;
         for (int64_t i = 0; i < ggml_nelements(t); ++i) {
             data[i] = normal(rng);
+        }
+        const ggml_type type =
+            type_ && ne.size() == 2 && name.find("embd") == std::string::npos && name.compare(0, 6, "xattn.") != 0
+                ? type_(name)
+                : GGML_TYPE_F32;
+        if (type != GGML_TYPE_F32) {
+            ggml_tensor * other = ggml_new_tensor(ctx_.get(), type, (int) ne.size(), ne.data());
+            ggml_quantize_chunk(type, data, other->data, 0, ne[1], ne[0], nullptr);
+            ggml_set_name(other, name.c_str());
+            t = other;
         }
         gguf_add_tensor(gguf_.get(), t);
         return data;
@@ -165,6 +179,7 @@ class tiny_mmproj {
     ggml_context_ptr ctx_;
     gguf_context_ptr gguf_;
     std::string leave_out_;
+    std::function<ggml_type(const std::string &)> type_;
 };
 
 // A file name in the current directory, removed at the end.

@@ -1,0 +1,65 @@
+#include "cpu-kernels.h"
+
+#include <cstdlib>
+#include <stdexcept>
+
+#include "kernels-variants.h"
+
+namespace pyvllama {
+
+namespace {
+
+#if defined(__x86_64__)
+bool has_avx2() {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+
+bool has_avx512() {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && has_avx2();
+}
+
+bool has_avx512_bf16() {
+    return __builtin_cpu_supports("avx512bf16") && has_avx512();
+}
+#endif
+
+}  // namespace
+
+std::vector<cpu_kernels> all_cpu_kernels() {
+    std::vector<cpu_kernels> all;
+#ifdef PYVLLAMA_KERNELS
+#if defined(__x86_64__)
+    if (has_avx512_bf16()) {
+        all.push_back({ &kernels_avx512, &kernels_avx512_bf16 });
+    }
+    if (has_avx512()) {
+        all.push_back({ &kernels_avx512, nullptr });
+    }
+    if (has_avx2()) {
+        all.push_back({ &kernels_avx2, nullptr });
+    }
+#endif
+    all.push_back({ &kernels_baseline, nullptr });
+#endif
+    all.push_back({});
+    return all;
+}
+
+cpu_kernels choose_cpu_kernels() {
+    const std::vector<cpu_kernels> all = all_cpu_kernels();
+    const char * wish = std::getenv("PYVLLAMA_CPU_KERNELS");
+    if (!wish || !*wish) {
+        return all.front();
+    }
+    std::string known;
+    for (const cpu_kernels & kernels : all) {
+        if (wish == kernels.name()) {
+            return kernels;
+        }
+        known += " " + kernels.name();
+    }
+    throw std::invalid_argument("PYVLLAMA_CPU_KERNELS is '" + std::string(wish) + "'; this CPU can run:" + known);
+}
+
+}  // namespace pyvllama

@@ -1,0 +1,293 @@
+// The F32 kernels of cpu-kernels.h, written once for vectors of any width with the compilers' vector types. A file that
+// includes this defines KERNELS (the table's name), NAME, LANES (floats of a vector), and GROUP and VECTORS: how many
+// rows times how many vectors of sums the registers hold. See cpu-kernels.h for what may stand here.
+#include <math.h>
+
+#include "kernels-variants.h"
+
+namespace pyvllama {
+
+namespace {
+
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef int32_t int_vec __attribute__((vector_size(4 * LANES)));
+typedef uint32_t bits_vec __attribute__((vector_size(4 * LANES)));
+
+inline vec load(const float * p) {
+    vec v;
+    __builtin_memcpy(&v, p, sizeof(v));
+    return v;
+}
+
+inline void store(float * p, vec v) {
+    __builtin_memcpy(p, &v, sizeof(v));
+}
+
+inline vec all(float x) {
+    return vec{} + x;
+}
+
+inline vec larger(vec a, vec b) {
+    return a > b ? a : b;
+}
+
+inline float sum_of(vec v) {
+    float s = 0;
+    for (int i = 0; i < LANES; ++i) {
+        s += v[i];
+    }
+    return s;
+}
+
+inline float largest_of(vec v) {
+    float m = v[0];
+    for (int i = 1; i < LANES; ++i) {
+        m = v[i] > m ? v[i] : m;
+    }
+    return m;
+}
+
+// 2^x for x <= 127, within 2e-7 of it; 0 below -126.5.
+inline vec exp2_of(vec x) {
+    x = larger(x, all(-127.0f));
+    const vec shifted = x + 12582912.0f;  // 1.5 * 2^23: rounds, and leaves the whole number in the lowest bits
+    const vec part = x - (shifted - 12582912.0f);
+    vec y = all(1.53458121e-4f);
+    y = y * part + 1.33999314e-3f;
+    y = y * part + 9.61848896e-3f;
+    y = y * part + 5.55032878e-2f;
+    y = y * part + 0.240226469f;
+    y = y * part + 0.693147206f;
+    y = y * part + 1.0f;
+    const bits_vec power = ((bits_vec) shifted + 127u) << 23;
+    return y * (vec) power;
+}
+
+// ---- rows
+
+void layer_norm(const float * x, const float * weight, const float * bias, int n, float eps, float * y) {
+    const int whole = n / LANES * LANES;
+    vec sums = all(0.0f);
+    for (int i = 0; i < whole; i += LANES) {
+        sums += load(x + i);
+    }
+    float sum = sum_of(sums);
+    for (int i = whole; i < n; ++i) {
+        sum += x[i];
+    }
+    const float mean = sum / (float) n;
+    sums = all(0.0f);
+    for (int i = 0; i < whole; i += LANES) {
+        const vec d = load(x + i) - mean;
+        sums += d * d;
+    }
+    sum = sum_of(sums);
+    for (int i = whole; i < n; ++i) {
+        sum += (x[i] - mean) * (x[i] - mean);
+    }
+    const float scale = 1.0f / sqrtf(sum / (float) n + eps);
+    for (int i = 0; i < whole; i += LANES) {
+        store(y + i, (load(x + i) - mean) * scale * load(weight + i) + load(bias + i));
+    }
+    for (int i = whole; i < n; ++i) {
+        y[i] = (x[i] - mean) * scale * weight[i] + bias[i];
+    }
+}
+
+// x * Phi(x), with Phi from erf as in Abramowitz and Stegun, 7.1.26: |error of erf| <= 1.5e-7.
+inline vec gelu(vec x) {
+    const vec size = x < 0.0f ? -x : x;
+    const vec t = 1.0f / (1.0f + 0.23164188f * size);  // 0.3275911 / sqrt(2)
+    vec y = all(1.061405429f);
+    y = y * t - 1.453152027f;
+    y = y * t + 1.421413741f;
+    y = y * t - 0.284496736f;
+    y = y * t + 0.254829592f;
+    const vec tail = 0.5f * y * t * exp2_of(-0.72134752f * x * x);  // 1 - Phi(|x|); log2(e)/2
+    return x < 0.0f ? x * tail : x - x * tail;
+}
+
+void bias_gelu(const float * x, const float * bias, int n, float * y) {
+    int i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        store(y + i, gelu(load(x + i) + load(bias + i)));
+    }
+    if (i < n) {
+        vec rest = all(0.0f);
+        for (int j = i; j < n; ++j) {
+            rest[j - i] = x[j] + bias[j];
+        }
+        rest = gelu(rest);
+        for (int j = i; j < n; ++j) {
+            y[j] = rest[j - i];
+        }
+    }
+}
+
+// ---- attention
+
+constexpr int PANEL = LANES * VECTORS;
+constexpr int PANELS = (256 + PANEL - 1) / PANEL;  // of a block: its keys and values stay in L2
+constexpr int KEYS = PANEL * PANELS;
+
+void pack_keys(const float * k, size_t k_stride, int n, int n_embd_head, float * out) {
+    for (int c = 0; c < PANEL; ++c) {
+        for (int i = 0; i < n_embd_head; ++i) {
+            out[i * PANEL + c] = c < n ? k[c * k_stride + i] : 0.0f;
+        }
+    }
+}
+
+void pack_values(const float * v, size_t v_stride, int n, int n_embd_head, float * out) {
+    const int padded = (n_embd_head + LANES - 1) / LANES * LANES;
+    for (int c = 0; c < PANEL; ++c) {
+        for (int i = 0; i < padded; ++i) {
+            out[c * padded + i] = c < n && i < n_embd_head ? v[c * v_stride + i] : 0.0f;
+        }
+    }
+}
+
+// acc[r][j] += sum over i of a[r][i] * b[i][j]; b: N vectors an i
+template <int M, int N>
+inline __attribute__((always_inline)) void multiply(vec (&acc)[M][N], const float * const (&a)[M], const float * b,
+                                                    size_t b_stride, int n) {
+    for (int i = 0; i < n; ++i) {
+        vec column[N];
+#pragma GCC unroll 8
+        for (int j = 0; j < N; ++j) {
+            column[j] = load(b + i * b_stride + LANES * j);
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < M; ++r) {
+            const float x = a[r][i];
+#pragma GCC unroll 8
+            for (int j = 0; j < N; ++j) {
+                acc[r][j] += x * column[j];
+            }
+        }
+    }
+}
+
+struct head_rows {
+    float out[(MAX_QUERIES + GROUP) * MAX_EMBD_HEAD];  // sums of values, not divided yet
+    float top[MAX_QUERIES + GROUP];                    // largest score so far
+    float sum[MAX_QUERIES + GROUP];                    // of weights, relative to it
+};
+
+// Scores of GROUP queries -> weights, in place; what was summed up so far is scaled to the new largest score.
+inline void softmax(float * scores, const vec (&tops)[GROUP], int n_keys, float scale, int first, int padded,
+                    head_rows & rows) {
+    for (int r = 0; r < GROUP; ++r) {
+        const float before = rows.top[first + r], seen = largest_of(tops[r]);
+        const float top = seen > before ? seen : before;
+        if (top > before) {
+            const vec shrink = exp2_of(all((before - top) * scale));
+            float * out = rows.out + (size_t) (first + r) * padded;
+            for (int d = 0; d < padded; d += LANES) {
+                store(out + d, load(out + d) * shrink);
+            }
+            rows.sum[first + r] *= shrink[0];
+            rows.top[first + r] = top;
+        }
+        vec sum = all(0.0f);
+        for (int i = 0; i < n_keys; i += LANES) {
+            float * x = scores + r * KEYS + i;
+            const vec p = exp2_of((load(x) - top) * scale);
+            sum += p;
+            store(x, p);
+        }
+        rows.sum[first + r] += sum_of(sum);
+    }
+}
+
+template <int N>
+inline void add_values(float * out, int padded, const float * const (&weights)[GROUP], const float * v, int n) {
+    vec acc[GROUP][N];
+#pragma GCC unroll 8
+    for (int r = 0; r < GROUP; ++r) {
+#pragma GCC unroll 8
+        for (int j = 0; j < N; ++j) {
+            acc[r][j] = load(out + r * padded + LANES * j);
+        }
+    }
+    multiply(acc, weights, v, padded, n);
+#pragma GCC unroll 8
+    for (int r = 0; r < GROUP; ++r) {
+#pragma GCC unroll 8
+        for (int j = 0; j < N; ++j) {
+            store(out + r * padded + LANES * j, acc[r][j]);
+        }
+    }
+}
+
+void attend(const attention_part<float> & part) {
+    const int d = part.n_embd_head, padded = (d + LANES - 1) / LANES * LANES;
+    const int n_panels = (part.n_k + PANEL - 1) / PANEL;
+    const int n_rows = (part.n_q + GROUP - 1) / GROUP * GROUP;  // the last query again where there are no more
+    const float scale = part.scale * 1.44269504f;               // log2(e)
+    head_rows rows;
+    for (int r = 0; r < n_rows; ++r) {
+        rows.top[r] = 2 * PADDING_BIAS;
+        rows.sum[r] = 0;
+        for (int i = 0; i < padded; ++i) {
+            rows.out[(size_t) r * padded + i] = 0;
+        }
+    }
+    float scores[GROUP * KEYS];
+    const float * weights[GROUP];
+    for (int r = 0; r < GROUP; ++r) {
+        weights[r] = scores + r * KEYS;
+    }
+    for (int block = 0; block < n_panels; block += PANELS) {
+        const int n = n_panels - block < PANELS ? n_panels - block : PANELS;
+        const float * v = part.v + (size_t) block * PANEL * padded;
+        for (int first = 0; first < n_rows; first += GROUP) {
+            const float * q[GROUP];
+            vec tops[GROUP];
+            for (int r = 0; r < GROUP; ++r) {
+                q[r] = part.q + (size_t) (first + r < part.n_q ? first + r : part.n_q - 1) * part.q_stride;
+                tops[r] = all(2 * PADDING_BIAS);
+            }
+            for (int i = 0; i < n; ++i) {
+                vec acc[GROUP][VECTORS];
+#pragma GCC unroll 8
+                for (int r = 0; r < GROUP; ++r) {
+#pragma GCC unroll 8
+                    for (int j = 0; j < VECTORS; ++j) {
+                        acc[r][j] = load(part.key_bias + (block + i) * PANEL + LANES * j);
+                    }
+                }
+                multiply(acc, q, part.k + (size_t) (block + i) * PANEL * d, PANEL, d);
+#pragma GCC unroll 8
+                for (int r = 0; r < GROUP; ++r) {
+#pragma GCC unroll 8
+                    for (int j = 0; j < VECTORS; ++j) {
+                        store(scores + r * KEYS + i * PANEL + LANES * j, acc[r][j]);
+                        tops[r] = larger(tops[r], acc[r][j]);
+                    }
+                }
+            }
+            softmax(scores, tops, n * PANEL, scale, first, padded, rows);
+            float * out = rows.out + (size_t) first * padded;
+            int j = 0;
+            for (; j + VECTORS <= padded / LANES; j += VECTORS) {
+                add_values<VECTORS>(out + LANES * j, padded, weights, v + LANES * j, n * PANEL);
+            }
+            for (; j < padded / LANES; ++j) {
+                add_values<1>(out + LANES * j, padded, weights, v + LANES * j, n * PANEL);
+            }
+        }
+    }
+    for (int r = 0; r < part.n_q; ++r) {
+        const float share = 1.0f / rows.sum[r];
+        for (int i = 0; i < d; ++i) {
+            part.out[r * part.out_stride + i] = rows.out[(size_t) r * padded + i] * share;
+        }
+    }
+}
+
+}  // namespace
+
+const f32_kernels KERNELS = { NAME, { PANEL, LANES, pack_keys, pack_values, attend }, layer_norm, bias_gelu };
+
+}  // namespace pyvllama
