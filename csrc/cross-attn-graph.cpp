@@ -9,6 +9,8 @@ namespace {
 
 // Rows whose scores exist at the same time: 32 rows x 32 heads x 6404 keys are 26 MB.
 constexpr int ROWS_PER_CHUNK = 32;
+// From so many rows on, unpacking keys and values for our own kernels costs less than these save.
+constexpr int MIN_ROWS_OWN = 16;
 
 // Joins along a dimension, pairwise, so that each value is copied log(n) times.
 ggml_tensor * concat_all(ggml_context * ctx, std::vector<ggml_tensor *> parts, int dim) {
@@ -112,7 +114,7 @@ void build_image_states(ggml_context * ctx, ggml_cgraph * graph, const mllama_we
 ggml_tensor * build_cross_attn_block(ggml_context * ctx, const mllama_weights & weights, size_t j_cross,
                                      ggml_tensor * x, const std::vector<row_segment> & segments,
                                      const std::vector<image_group> & groups, attention_form form,
-                                     std::vector<ggml_tensor *> & views) {
+                                     std::vector<ggml_tensor *> & views, cross_attn_cpu * own) {
     const cross_layer & l = weights.cross[j_cross];
     const mllama_text_hparams & h = weights.hparams().text;
     const int64_t n_rows = x->ne[1];
@@ -121,7 +123,12 @@ ggml_tensor * build_cross_attn_block(ggml_context * ctx, const mllama_weights & 
     ggml_tensor * q = ggml_mul_mat(ctx, l.q, rms_norm(ctx, x, l.attn_norm, h.rms_norm_eps));
     q = rms_norm(ctx, ggml_reshape_3d(ctx, q, h.n_embd_head(), h.n_head, n_rows), l.q_norm, h.rms_norm_eps);
     std::vector<ggml_tensor *> parts;
+    ggml_tensor * attn = nullptr;
     for (const row_segment & s : segments) {
+        if (own && n_rows >= MIN_ROWS_OWN) {
+            attn = own->attend(q, s.first, s.n_rows, groups[s.group], j_cross, attn);
+            continue;
+        }
         const int chunk = form == attention_form::softmax ? ROWS_PER_CHUNK : s.n_rows;
         for (int i = 0; i < s.n_rows; i += chunk) {
             const int64_t n = std::min(chunk, s.n_rows - i);
@@ -131,7 +138,7 @@ ggml_tensor * build_cross_attn_block(ggml_context * ctx, const mllama_weights & 
             parts.push_back(attention(qs, groups[s.group]));
         }
     }
-    ggml_tensor * attn = concat_all(ctx, parts, 1);
+    attn = attn ? attn : concat_all(ctx, parts, 1);
     // The gates scale the small operand in front of the matrix and the sums are made in place: no copy back is needed,
     // and CUDA computes matrix and sum as one kernel for a single row.
     x = ggml_add_inplace(ctx, x, ggml_mul_mat(ctx, l.o, ggml_scale(ctx, attn, l.gate_attn)));
@@ -143,9 +150,9 @@ ggml_tensor * build_cross_attn_block(ggml_context * ctx, const mllama_weights & 
     return x;
 }
 
-size_t cross_attn_block_nodes(int n_rows, const std::vector<row_segment> & segments,
-                              const std::vector<image_group> & groups) {
-    size_t n = 64 + 2 * segments.size();
+size_t cross_attn_block_nodes(const mllama_text_hparams & hparams, int n_rows,
+                              const std::vector<row_segment> & segments, const std::vector<image_group> & groups) {
+    size_t n = 64 + (2 + 3 * (size_t) hparams.n_head_kv) * segments.size();
     for (const row_segment & s : segments) {
         n += (size_t) (std::min(n_rows, s.n_rows) / ROWS_PER_CHUNK + 1) * (16 + 6 * groups[s.group].size());
     }
