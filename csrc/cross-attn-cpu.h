@@ -20,6 +20,14 @@ class cross_attn_cpu {
     // Can it do heads of so many numbers?
     static bool takes(int64_t n_embd_head) { return n_embd_head <= MAX_EMBD_HEAD; }
 
+    // Does scores() take these keys, on this CPU?
+    static bool takes_keys(const ggml_tensor * k);
+
+    // k^T q of few rows, where what counts is that keys are read once and fast: ggml's product of F16 takes one key and
+    // one query at a time. k [n_embd_head, n_tokens, n_kv] F16, q [n_embd_head, n, n_kv] F32, contiguous ->
+    // [n_tokens, n, n_kv] F32
+    ggml_tensor * scores(ggml_tensor * k, ggml_tensor * q);
+
     // Rows [first, first + n_rows) of out get what those of q see of the images of one layer, all in attention_form
     // softmax. q [n_embd_head, n_head, all rows] F32, contiguous; out [n_embd_head*n_head, all rows] F32, or nullptr
     // for a new one. Returns out, to be read by what comes after these rows.

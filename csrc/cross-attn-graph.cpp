@@ -32,6 +32,7 @@ struct attention_builder {
     const mllama_text_hparams & h;
     size_t j_cross;
     attention_form form;
+    cross_attn_cpu * own;
 
     // q [n_embd_head, n_head, n_rows], normed -> [n_embd, n_rows]. No mask: all rows see all tokens of the images. So
     // the query heads that share a KV head are just more rows of that head.
@@ -62,7 +63,9 @@ struct attention_builder {
     ggml_tensor * softmax(ggml_tensor * q, const image_group & images, float scale) const {
         std::vector<ggml_tensor *> scores;
         for (const image_states_ptr & image : images) {
-            scores.push_back(ggml_mul_mat(ctx, image->k[j_cross], q));  // [n_tokens, g*n_rows, n_kv]
+            ggml_tensor * k = image->k[j_cross];
+            scores.push_back(own && own->takes_keys(k) ? own->scores(k, q)
+                                                       : ggml_mul_mat(ctx, k, q));  // [n_tokens, g*n_rows, n_kv]
         }
         ggml_tensor * p = ggml_soft_max_ext(ctx, concat_all(ctx, scores, 0), nullptr, scale, 0.0f);
         ggml_tensor * out = nullptr;
@@ -118,7 +121,7 @@ ggml_tensor * build_cross_attn_block(ggml_context * ctx, const mllama_weights & 
     const cross_layer & l = weights.cross[j_cross];
     const mllama_text_hparams & h = weights.hparams().text;
     const int64_t n_rows = x->ne[1];
-    const attention_builder attention{ ctx, h, j_cross, form };
+    const attention_builder attention{ ctx, h, j_cross, form, own };
 
     ggml_tensor * q = ggml_mul_mat(ctx, l.q, rms_norm(ctx, x, l.attn_norm, h.rms_norm_eps));
     q = rms_norm(ctx, ggml_reshape_3d(ctx, q, h.n_embd_head(), h.n_head, n_rows), l.q_norm, h.rms_norm_eps);
