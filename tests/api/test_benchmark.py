@@ -99,9 +99,9 @@ def test_refusals(pair, options, message):
 def test_peak_memory_stays():
     before = peak_memory()
     assert before is not None
-    block = bytearray(before)  # twice as much as ever
+    block = bytearray(before + (64 << 20))  # more than was ever there
     block[::4096] = b"x" * len(block[::4096])
     grown = peak_memory()
     del block
-    assert grown >= 1.8 * before
+    assert grown >= before + (60 << 20)
     assert peak_memory() == pytest.approx(grown, rel=0.01)  # the kernel counts pages in batches

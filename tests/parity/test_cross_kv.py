@@ -28,7 +28,8 @@ def test_keys_and_values(tiny_checkpoint, tiny_pair, oracle, mmprojs, name, kv_t
         assert list(expected) == mmproj.hparams["cross_attention_layers"]
         for j, (keys, values) in enumerate(expected.values()):
             assert max_error(states.keys(j).transpose(1, 0, 2), keys) <= BOUNDS[kv_type]
-            assert max_error(states.values(j).transpose(1, 0, 2), values) <= BOUNDS["f16" if kv_type == "q8_0" else kv_type]
+            v_type = "f16" if kv_type == "q8_0" else kv_type
+            assert max_error(states.values(j).transpose(1, 0, 2), values) <= BOUNDS[v_type]
         with pytest.raises(IndexError, match="cross-attention layers"):
             states.keys(len(expected))
 

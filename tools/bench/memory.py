@@ -73,7 +73,7 @@ def chat(args: argparse.Namespace) -> dict[str, Any]:
         after_load = memory()
         size = 2 * llm.model.preprocessor.tile_size
         picture = np.random.default_rng(1).integers(0, 256, (size, size, 3), np.uint8)
-        ends = {token: -100 for token in llm.model.tokenizer.eog}  # goes on to max_tokens
+        ends = dict.fromkeys(llm.model.tokenizer.eog, -100)  # goes on to max_tokens
         messages = [
             {
                 "role": "user",
