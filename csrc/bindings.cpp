@@ -302,7 +302,9 @@ NB_MODULE(_native, m) {
              "Args:\n"
              "    path: of the file, whatever os.fsencode takes.\n"
              "    device: 'cpu', 'gpu', or one of device_names().\n"
-             "    cross_kv_type: 'f16', 'bf16' or 'f32', type of the images' keys and values.\n"
+             "    cross_kv_type: 'f16', 'bf16', 'f32' or 'q8_0' (values then in f16 on the CPU), type of the images' "
+             "keys "
+             "and values.\n"
              "    repack: keep matmul weights in the layout of the CPU's fastest kernels, a copy in memory where there "
              "is one.\n"
              "    merge_padding: let one padding tile stand for all of them, which changes no number.\n"
@@ -329,6 +331,13 @@ NB_MODULE(_native, m) {
         .def_prop_ro(
             "kernels", [](const mmproj & self) { return self.weights()->kernels().name(); },
             "Which of our own kernels the vision tower runs; 'ggml': none. States differ in their rounding.")
+        .def_prop_ro(
+            "part_types",
+            [](const mmproj & self) {
+                const auto [k, v] = image_states_types(self.cross_kv_type(), self.form());
+                return nb::make_tuple(ggml_type_name(k), ggml_type_name(v));
+            },
+            "ggml's names of the types of an image's keys and of its values there: of ImageStates' even and odd parts.")
         .def("set_n_threads", &mmproj::set_n_threads, "n_threads"_a, "CPU threads for encoding.")
         .def("set_collector", &mmproj::set_collector, "collector"_a.none(),
              "Count the inputs of all matrices of images encoded from now on; None: no more.")

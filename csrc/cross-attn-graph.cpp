@@ -9,6 +9,8 @@ namespace {
 
 // Rows whose scores exist at the same time: 32 rows x 32 heads x 6404 keys are 26 MB.
 constexpr int ROWS_PER_CHUNK = 32;
+// From so many rows on, unpacking keys and values for our own kernels costs less than these save.
+constexpr int MIN_ROWS_OWN = 16;
 
 // Joins along a dimension, pairwise, so that each value is copied log(n) times.
 ggml_tensor * concat_all(ggml_context * ctx, std::vector<ggml_tensor *> parts, int dim) {
@@ -30,6 +32,7 @@ struct attention_builder {
     const mllama_text_hparams & h;
     size_t j_cross;
     attention_form form;
+    cross_attn_cpu * own;
 
     // q [n_embd_head, n_head, n_rows], normed -> [n_embd, n_rows]. No mask: all rows see all tokens of the images. So
     // the query heads that share a KV head are just more rows of that head.
@@ -60,7 +63,9 @@ struct attention_builder {
     ggml_tensor * softmax(ggml_tensor * q, const image_group & images, float scale) const {
         std::vector<ggml_tensor *> scores;
         for (const image_states_ptr & image : images) {
-            scores.push_back(ggml_mul_mat(ctx, image->k[j_cross], q));  // [n_tokens, g*n_rows, n_kv]
+            ggml_tensor * k = image->k[j_cross];
+            scores.push_back(own && own->takes_keys(k) ? own->scores(k, q)
+                                                       : ggml_mul_mat(ctx, k, q));  // [n_tokens, g*n_rows, n_kv]
         }
         ggml_tensor * p = ggml_soft_max_ext(ctx, concat_all(ctx, scores, 0), nullptr, scale, 0.0f);
         ggml_tensor * out = nullptr;
@@ -112,16 +117,21 @@ void build_image_states(ggml_context * ctx, ggml_cgraph * graph, const mllama_we
 ggml_tensor * build_cross_attn_block(ggml_context * ctx, const mllama_weights & weights, size_t j_cross,
                                      ggml_tensor * x, const std::vector<row_segment> & segments,
                                      const std::vector<image_group> & groups, attention_form form,
-                                     std::vector<ggml_tensor *> & views) {
+                                     std::vector<ggml_tensor *> & views, cross_attn_cpu * own) {
     const cross_layer & l = weights.cross[j_cross];
     const mllama_text_hparams & h = weights.hparams().text;
     const int64_t n_rows = x->ne[1];
-    const attention_builder attention{ ctx, h, j_cross, form };
+    const attention_builder attention{ ctx, h, j_cross, form, own };
 
     ggml_tensor * q = ggml_mul_mat(ctx, l.q, rms_norm(ctx, x, l.attn_norm, h.rms_norm_eps));
     q = rms_norm(ctx, ggml_reshape_3d(ctx, q, h.n_embd_head(), h.n_head, n_rows), l.q_norm, h.rms_norm_eps);
     std::vector<ggml_tensor *> parts;
+    ggml_tensor * attn = nullptr;
     for (const row_segment & s : segments) {
+        if (own && n_rows >= MIN_ROWS_OWN) {
+            attn = own->attend(q, s.first, s.n_rows, groups[s.group], j_cross, attn);
+            continue;
+        }
         const int chunk = form == attention_form::softmax ? ROWS_PER_CHUNK : s.n_rows;
         for (int i = 0; i < s.n_rows; i += chunk) {
             const int64_t n = std::min(chunk, s.n_rows - i);
@@ -131,7 +141,7 @@ ggml_tensor * build_cross_attn_block(ggml_context * ctx, const mllama_weights & 
             parts.push_back(attention(qs, groups[s.group]));
         }
     }
-    ggml_tensor * attn = concat_all(ctx, parts, 1);
+    attn = attn ? attn : concat_all(ctx, parts, 1);
     // The gates scale the small operand in front of the matrix and the sums are made in place: no copy back is needed,
     // and CUDA computes matrix and sum as one kernel for a single row.
     x = ggml_add_inplace(ctx, x, ggml_mul_mat(ctx, l.o, ggml_scale(ctx, attn, l.gate_attn)));
@@ -143,9 +153,9 @@ ggml_tensor * build_cross_attn_block(ggml_context * ctx, const mllama_weights & 
     return x;
 }
 
-size_t cross_attn_block_nodes(int n_rows, const std::vector<row_segment> & segments,
-                              const std::vector<image_group> & groups) {
-    size_t n = 64 + 2 * segments.size();
+size_t cross_attn_block_nodes(const mllama_text_hparams & hparams, int n_rows,
+                              const std::vector<row_segment> & segments, const std::vector<image_group> & groups) {
+    size_t n = 64 + (2 + 3 * (size_t) hparams.n_head_kv) * segments.size();
     for (const row_segment & s : segments) {
         n += (size_t) (std::min(n_rows, s.n_rows) / ROWS_PER_CHUNK + 1) * (16 + 6 * groups[s.group].size());
     }

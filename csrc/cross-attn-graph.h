@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "batch-plan.h"
+#include "cross-attn-cpu.h"
 #include "image-states.h"
 
 namespace pyvllama {
@@ -21,14 +22,15 @@ using image_group = std::vector<image_states_ptr>;
 //   x         [n_embd, n_rows] F32: the hidden states after the preceding self-attention layer
 //   segments  cover the rows
 //   views     gets the tensors whose memory is x's (to be re-pointed with it)
+//   own       computes attention of many rows, if given
 // Returns the last node.
 ggml_tensor * build_cross_attn_block(ggml_context * ctx, const mllama_weights & weights, size_t j_cross,
                                      ggml_tensor * x, const std::vector<row_segment> & segments,
                                      const std::vector<image_group> & groups, attention_form form,
-                                     std::vector<ggml_tensor *> & views);
+                                     std::vector<ggml_tensor *> & views, cross_attn_cpu * own);
 
 // How many nodes the block needs at most.
-size_t cross_attn_block_nodes(int n_rows, const std::vector<row_segment> & segments,
-                              const std::vector<image_group> & groups);
+size_t cross_attn_block_nodes(const mllama_text_hparams & hparams, int n_rows,
+                              const std::vector<row_segment> & segments, const std::vector<image_group> & groups);
 
 }  // namespace pyvllama

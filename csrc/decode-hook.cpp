@@ -37,6 +37,7 @@ void alias_rows(ggml_tensor * x, const ggml_tensor * l_out, int first_row) {
 
 struct decode_hook::block {
     ggml_context_ptr ctx;
+    std::unique_ptr<cross_attn_cpu> own;  // some nodes of the graph
     ggml_cgraph * graph = nullptr;
     ggml_tensor * x = nullptr;         // the rows: l_out's own memory, or a copy when the devices differ
     ggml_tensor * far = nullptr;       // copy only: the rows on the other device
@@ -185,7 +186,7 @@ decode_hook::block & decode_hook::find_block(size_t j_cross, const ggml_tensor *
         return *found->second;
     }
     const mllama_text_hparams & h = weights_->hparams().text;
-    const size_t n_nodes = cross_attn_block_nodes(run.n_rows, run.segments, groups_);
+    const size_t n_nodes = cross_attn_block_nodes(h, run.n_rows, run.segments, groups_);
     auto b = std::make_unique<block>();
     b->ctx.reset(ggml_init(
         { (n_nodes + 8) * ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false), nullptr, true }));
@@ -198,8 +199,12 @@ decode_hook::block & decode_hook::find_block(size_t j_cross, const ggml_tensor *
         alias_rows(b->x, l_out, run.first);  // memory that is not the allocator's business
     }
     b->graph = ggml_new_graph_custom(b->ctx.get(), n_nodes, false);
+    const f32_kernels * kernels = weights_->kernels().f32;  // none but on the CPU
+    if (kernels && form_ == attention_form::softmax && cross_attn_cpu::takes(h.n_embd_head())) {
+        b->own = std::make_unique<cross_attn_cpu>(b->ctx.get(), kernels->attention);
+    }
     ggml_build_forward_expand(b->graph, build_cross_attn_block(b->ctx.get(), *weights_, j_cross, b->x, run.segments,
-                                                               groups_, form_, b->views));
+                                                               groups_, form_, b->views, b->own.get()));
     require_support(backend_.get(), b->graph);
 
     allocate(*b);

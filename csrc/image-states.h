@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "mllama-weights.h"
@@ -50,6 +51,10 @@ class image_states {
     ggml_context_ptr ctx_;
     ggml_backend_buffer_ptr buffer_;
 };
+
+// What keys and what values are kept as, where cross_kv_type asks for type. In the softmax form a row of values has as
+// many elements as there are image tokens, which is no whole number of quantized blocks: F16 then.
+std::pair<ggml_type, ggml_type> image_states_types(ggml_type type, attention_form form);
 
 using image_states_ptr = std::shared_ptr<image_states>;
 

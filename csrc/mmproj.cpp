@@ -38,12 +38,17 @@ image_states_ptr compute_image_states(const mllama_weights & weights, attention_
 mmproj::mmproj(const std::string & path, const mmproj_options & options, const progress_fn & progress)
     : options_(options) {
     const ggml_type kv = options.cross_kv_type;
-    if (kv != GGML_TYPE_F32 && kv != GGML_TYPE_F16 && kv != GGML_TYPE_BF16) {
-        throw std::invalid_argument(std::string("keys and values of images can be f32, f16 or bf16, not ") +
+    if (kv != GGML_TYPE_F32 && kv != GGML_TYPE_F16 && kv != GGML_TYPE_BF16 && kv != GGML_TYPE_Q8_0) {
+        throw std::invalid_argument(std::string("keys and values of images can be f32, f16, bf16 or q8_0, not ") +
                                     ggml_type_name(kv));
     }
     const device dev(options.device);
     weights_ = std::make_shared<const mllama_weights>(path, dev, options.repack, progress);
+    if (const int d = hparams().text.n_embd_head(); d % ggml_blck_size(kv) != 0) {
+        throw std::invalid_argument(std::string("keys and values of images cannot be ") + ggml_type_name(kv) +
+                                    " in this model: its heads have " + std::to_string(d) + " numbers, and " +
+                                    ggml_type_name(kv) + " takes " + std::to_string(ggml_blck_size(kv)) + " at a time");
+    }
     form_ = dev.is_cpu() ? attention_form::softmax : attention_form::flash;
     backend_ = dev.new_backend(options.n_threads);
 }

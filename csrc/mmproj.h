@@ -18,7 +18,7 @@ namespace pyvllama {
 struct mmproj_options {
     std::string device = "cpu";
     int n_threads = 1;
-    ggml_type cross_kv_type = GGML_TYPE_F16;  // F32, F16 or BF16
+    ggml_type cross_kv_type = GGML_TYPE_F16;  // F32, F16, BF16 or Q8_0
     bool repack = true;                       // see mllama_weights
     bool merge_padding = true;                // see make_vision_input
 };
@@ -42,6 +42,7 @@ class mmproj {
     const mllama_hparams & hparams() const { return weights_->hparams(); }
     const std::shared_ptr<const mllama_weights> & weights() const { return weights_; }
     attention_form form() const { return form_; }
+    ggml_type cross_kv_type() const { return options_.cross_kv_type; }
 
     // pixels: [image_size, image_size, 3, n_tiles] F32. states, if given, gets the cross_attention_states
     // [text n_embd, n_tiles*n_positions]. Threads wait for one another: one image at a time.

@@ -54,12 +54,15 @@ def read_states(file: SealedFile, first: int, n_tokens: object, model: Model) ->
     n_parts = n_image_parts(model)
     if type(n_tokens) is not int or n_tokens not in range(n_positions, n_tiles * n_positions + 1, n_positions):
         raise file.error(f"an image of {n_tokens!r} tokens, which this model knows not")
-    _, element_bytes = native.type_size(model.cross_kv_type)
-    if (
-        file.sizes[first : first + n_parts] != (n_tokens * n_elements * element_bytes,) * n_parts
-    ):  # before they are read
+    sizes = tuple(_n_bytes(kind, n_tokens * n_elements) for kind in model.mmproj.part_types)
+    if file.sizes[first : first + n_parts] != sizes * (n_parts // len(sizes)):  # before they are read
         raise file.error(f"an image of {n_tokens} tokens is no image of this model")
     return model.mmproj.restore(n_tokens, [file.section(first + i) for i in range(n_parts)])
+
+
+def _n_bytes(type_name: str, n_elements: int) -> int:
+    block, n_bytes = native.type_size(type_name)
+    return int(n_elements // block * n_bytes)
 
 
 def n_image_parts(model: Model) -> int:

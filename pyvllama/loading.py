@@ -68,7 +68,7 @@ def load(
         n_threads: CPU threads; None: one a physical core.
         n_gpu_layers: text layers on the GPU, -1 for all; any but 0 also puts the mmproj there.
         kv_type: type of the self-attention cache: f32, f16, bf16, q8_0.
-        cross_kv_type: type of the images' keys and values: f16, bf16, f32.
+        cross_kv_type: type of the images' keys and values: f16, bf16, f32, or q8_0 (the values then f16 on the CPU).
         flash_attn: flash attention in the text model; None lets llama.cpp choose.
         use_mmap: map the text file instead of reading it.
         repack: let the CPU keep the mmproj's matmul weights in its fastest layout, a copy in memory.

@@ -26,7 +26,7 @@ __all__ = ["Model", "TextWeights", "load_text"]
 
 Progress = Callable[[float], bool | None]
 
-CROSS_KV_TYPES = ("f16", "bf16", "f32")
+CROSS_KV_TYPES = ("f16", "bf16", "f32", "q8_0")
 _SAMPLING_KEYS = {  # our option: llama.cpp's key
     "temperature": "general.sampling.temp",
     "top_p": "general.sampling.top_p",
@@ -44,7 +44,7 @@ class Model:
         mmproj: vision tower, projector and cross-attention layers.
         n_gpu_layers: text layers on the GPU, -1 for all; any but 0 also puts the mmproj there.
         n_threads: for loading and for encoding images; None: one a physical core.
-        cross_kv_type: type of the images' keys and values: f16, bf16 or f32.
+        cross_kv_type: type of the images' keys and values: f16, bf16, f32 or q8_0.
         use_mmap: map the text file instead of reading it.
         repack: let the CPU keep the mmproj's matmul weights in its fastest layout (a copy in memory).
         progress: called with the fraction done, 0 to 1; returning False stops.
@@ -55,6 +55,7 @@ class Model:
 
     Raises:
         FormatError: a file is damaged, of another kind, or the two do not fit.
+        ConfigError: a cross_kv_type that there is not, or not for heads of this size.
         BackendError: llama.cpp cannot load the file (memory).
         Cancelled: progress returned False.
     """
@@ -84,14 +85,17 @@ class Model:
         self._files = text_file, mmproj_file  # mapped: what was loaded, whatever becomes of the names
         self.text_metadata = text_file.metadata
         self.mmproj_metadata = mmproj_file.metadata
-        self._mmproj = native.Mmproj(
-            mmproj,
-            device="gpu" if n_gpu_layers != 0 and llama_cpp.llama_supports_gpu_offload() else "cpu",
-            n_threads=self.n_threads,
-            cross_kv_type=cross_kv_type,
-            repack=repack,
-            progress=_part(progress, 0.0, 0.5),
-        )
+        try:
+            self._mmproj = native.Mmproj(
+                mmproj,
+                device="gpu" if n_gpu_layers != 0 and llama_cpp.llama_supports_gpu_offload() else "cpu",
+                n_threads=self.n_threads,
+                cross_kv_type=cross_kv_type,
+                repack=repack,
+                progress=_part(progress, 0.0, 0.5),
+            )
+        except ValueError as e:
+            raise ConfigError(f"cross_kv_type {cross_kv_type}: {e}") from e
         self.hparams: dict[str, Any] = self._mmproj.hparams
         self.image_token_embd: npt.NDArray[np.float32] = self._mmproj.image_token_embd
         check_pair(text_file, mmproj_file, self.hparams)

@@ -9,6 +9,7 @@ import click
 
 from pyvllama import __version__
 from pyvllama.cli import ui
+from pyvllama.cli.bench import bench
 from pyvllama.cli.cache import cache
 from pyvllama.cli.caption import caption
 from pyvllama.cli.convert import convert
@@ -89,6 +90,7 @@ main.add_command(cache)
 main.add_command(doctor)
 main.add_command(imatrix)
 main.add_command(evaluate)
+main.add_command(bench)
 
 if __name__ == "__main__":
     main()

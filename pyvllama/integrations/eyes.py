@@ -22,7 +22,7 @@ class Eyes:
         pair: both files.
         gpu: whether to put the mmproj on the GPU, if llama.cpp has one.
         n_threads: for encoding images.
-        cross_kv_type: type of the images' keys and values: f16, bf16 or f32.
+        cross_kv_type: type of the images' keys and values: f16, bf16, f32 or q8_0.
         cache_bytes: memory for encoded images that may come again.
 
     Raises:

@@ -43,7 +43,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp is not looked i
     Args:
         model_path: the text GGUF, or anything else that `pyvllama.load` takes; None: the bundled pocket model.
         mmproj_path: the mmproj file; None: the one that belongs to the text file.
-        cross_kv_type: type of the images' keys and values: f16, bf16 or f32.
+        cross_kv_type: type of the images' keys and values: f16, bf16, f32 or q8_0.
         image_cache_bytes: memory for encoded images that may come again.
         image_limits: which pictures are taken, and from where; a server refuses files.
         options: all of llama_cpp.Llama's. With `vocab_only` there is no mmproj. A `chat_handler` of your own also gets

@@ -51,7 +51,9 @@ def is_hit(llm, picture):
     return bool(got["image_cached"])
 
 
-@pytest.mark.parametrize("options", [EXACT, DEFAULTS, {**DEFAULTS, "cross_kv_type": "bf16"}])
+@pytest.mark.parametrize(
+    "options", [EXACT, DEFAULTS, {**DEFAULTS, "cross_kv_type": "bf16"}, {**DEFAULTS, "cross_kv_type": "q8_0"}]
+)
 @pytest.mark.parametrize("size", [(20, 20), (90, 30), (40, 120)])
 def test_a_hit_gives_the_same_bits(load, options, size):
     messages = [user(noise(*size), "Hello")]

@@ -14,7 +14,7 @@ COMMANDS = sorted(main.commands)
 
 
 def test_the_commands():
-    names = "cache caption convert doctor eval export imatrix list pull push quantize rm run serve show"
+    names = "bench cache caption convert doctor eval export imatrix list pull push quantize rm run serve show"
     assert names.split() == COMMANDS
 
 

@@ -243,7 +243,7 @@ static void test_hook() {
     CHECK(relative_error(pass(hook, s, row, { 0 }, { { other } }, { 1 }),
                          pass(hook, s, row, { 0 }, { { one } }, { 1 })) > 1e-4);
 
-    // more than 32 rows of a group: attention in chunks
+    // more than 32 rows of a group: attention in chunks, or by our own kernels
     const std::vector<int32_t> many(n, 0);
     CHECK(relative_error(pass(hook, s, rows, many, { { one } }, { n }),
                          pass(hook, s, rows, many, { { one } }, std::vector<int>(n, 1))) < 2e-6);

@@ -85,6 +85,7 @@ def test_truncated_text_file(tiny_pair, tmp_path):
         {"n_batch": 0},
         {"n_threads": -3},
         {"kv_type": "q3_X"},
+        {"cross_kv_type": "q4_0"},
         {"cross_kv_type": "q8_0"},
     ],
     ids=str,

@@ -9,14 +9,18 @@ from tiny_configs import CONFIGS
 from pyvllama.gguf_file import GGUFFile
 
 # relative to the RMS: half a unit in the last place of F16 and BF16 is 5e-4 and 4e-3 of a value; the largest values are
-# 4 to 5 times the RMS
-BOUNDS = {"f32": F32_BOUND, "f16": 3e-3, "bf16": 2.5e-2}
+# 4 to 5 times the RMS. Q8_0's is 1/254 of the largest of 32 neighbours; its values are F16 on the CPU.
+BOUNDS = {"f32": F32_BOUND, "f16": 3e-3, "bf16": 2.5e-2, "q8_0": 2.5e-2}
 
 
 @pytest.mark.reference
 @pytest.mark.parametrize("kv_type", BOUNDS)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_keys_and_values(tiny_checkpoint, tiny_pair, oracle, mmprojs, name, kv_type):
+    if kv_type == "q8_0" and CONFIGS[name].hidden_size // CONFIGS[name].num_attention_heads % 32:
+        with pytest.raises(ValueError, match="cannot be q8_0 in this model: its heads have"):
+            mmprojs(tiny_pair(name).mmproj, cross_kv_type=kv_type)
+        return
     mmproj = mmprojs(tiny_pair(name).mmproj, cross_kv_type=kv_type)
     for image in make_case(name, "three_mixed").images:
         states, _, _ = mmproj.encode(*image)
@@ -24,7 +28,8 @@ def test_keys_and_values(tiny_checkpoint, tiny_pair, oracle, mmprojs, name, kv_t
         assert list(expected) == mmproj.hparams["cross_attention_layers"]
         for j, (keys, values) in enumerate(expected.values()):
             assert max_error(states.keys(j).transpose(1, 0, 2), keys) <= BOUNDS[kv_type]
-            assert max_error(states.values(j).transpose(1, 0, 2), values) <= BOUNDS[kv_type]
+            v_type = "f16" if kv_type == "q8_0" else kv_type
+            assert max_error(states.values(j).transpose(1, 0, 2), values) <= BOUNDS[v_type]
         with pytest.raises(IndexError, match="cross-attention layers"):
             states.keys(len(expected))
 

@@ -22,6 +22,7 @@ from pyvllama.gguf_file import GGUFFile
 #            rounding of activations. This is the bound that an error in a kernel, a layout or a type would break.
 BOUNDS = {
     ("f32", "f32", "f16"): (1e-3, 5e-3),
+    ("f32", "f32", "q8_0"): (1e-2, 5e-2),
     ("f16", "f16", "f16"): (3e-3, 1.2e-2),
     ("bf16", "bf16", "f16"): (2.2e-2, 6e-2),
     ("q8_0", "q8_0", "f16"): (7e-2, 2e-1),

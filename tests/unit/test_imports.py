@@ -51,7 +51,7 @@ LAYERS = [
     ["llm"],
     ["loading"],
     ["memory_need"],
-    ["imatrix", "evaluation", "async_llm", "doctor"],
+    ["imatrix", "evaluation", "async_llm", "doctor", "benchmark"],
     ["server."],
     ["integrations."],
     [""],
@@ -80,7 +80,7 @@ THIRD_PARTY = {
     "prometheus_client": ["server.metrics"],
     "numpy": [
         *("_runtime", "gguf_file", "image.", "conversion.", "model", "context", "sampler", "session", "llm"),
-        *("divergence", "evaluation", "transcript_reader", "async_llm"),
+        *("divergence", "evaluation", "transcript_reader", "async_llm", "benchmark"),
         *("sealed_file", "kv_state", "session_file", "draft_model"),
         "integrations.llama_cpp_python",
     ],
