@@ -152,7 +152,7 @@ def damages(path, other):
         "cut in the last section": lambda: write(raw[:-40]),
         "without its last byte": lambda: write(raw[:-1]),
         "longer": lambda: write(raw + b"\0"),
-        "a byte of the header": lambda: write(raw[:20] + b"\xff" + raw[21:]),
+        "a byte of the header": lambda: write(raw[:20] + bytes([raw[20] ^ 1]) + raw[21:]),
         "a byte of the keys": lambda: write(raw[: header + 99] + bytes([raw[header + 99] ^ 1]) + raw[header + 100 :]),
         "zeros": lambda: write(bytes(len(raw))),
         "another picture's": lambda: write(other.read_bytes()),
