@@ -74,6 +74,7 @@ THIRD_PARTY = {
     "starlette": ["server.", "integrations.ray_serve"],
     "ray": ["integrations.ray_serve"],
     "llm": ["integrations.llm_plugin"],
+    "pydantic_core": ["server."],
     "pydantic": ["integrations.llm_plugin", "server."],
     "fastapi": ["server.", "integrations.llama_cpp_server", "integrations.ray_serve"],
     "uvicorn": ["server.http_server"],

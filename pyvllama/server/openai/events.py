@@ -1,10 +1,11 @@
 """Server-sent events."""
 
-import json
 import logging
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import AsyncExitStack, aclosing
 from typing import Any
+
+from pydantic_core import to_json
 
 from pyvllama.errors import VllamaError
 from pyvllama.server.answer_stream import AnswerStream
@@ -23,8 +24,8 @@ _log = logging.getLogger("pyvllama")
 
 def event(data: Any, name: str | None = None) -> bytes:
     """One event; JSON data is one line."""
-    head = f"event: {name}\n" if name else ""
-    return f"{head}data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
+    head = f"event: {name}\n".encode() if name else b""
+    return b"%bdata: %b\n\n" % (head, to_json(data))  # several times faster than json.dumps: one for each token
 
 
 def begin_stream(events: AsyncGenerator[bytes, None], stack: AsyncExitStack) -> AnswerStream:

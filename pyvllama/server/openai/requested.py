@@ -15,6 +15,8 @@ from pyvllama.server.served_model import ServedModel
 
 __all__ = ["begin_chat", "note_costs", "read_options", "served_model"]
 
+_MAY_BE_LARGE = ("response_format", "grammar", "tools", "logit_bias", "stop")
+
 
 async def served_model(request: Request, stack: AsyncExitStack, name: str | None) -> ServedModel:
     """The model of a request; it stays loaded until the stack is closed.
@@ -28,7 +30,9 @@ async def served_model(request: Request, stack: AsyncExitStack, name: str | None
 
 
 async def read_options(served: ServedModel, options: Mapping[str, Any]) -> ChatOptions:
-    """As `ChatOptions.from_options`, which may have a large schema to read, on another thread."""
+    """As `ChatOptions.from_options`; on another thread where there may be something large to read."""
+    if not any(options.get(name) for name in _MAY_BE_LARGE):
+        return ChatOptions.from_options(served.model.sampling_defaults, options)
     return await asyncio.to_thread(ChatOptions.from_options, served.model.sampling_defaults, options)
 
 
