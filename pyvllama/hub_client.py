@@ -144,16 +144,18 @@ def fetch(
     """
     import huggingface_hub  # noqa: PLC0415
 
-    bar = None if progress is None else _reporting_bar(progress)
+    given: dict[str, Any] = {
+        "local_dir": local_dir,
+        "cache_dir": cache_dir,
+        "tqdm_class": None if progress is None else _reporting_bar(progress),
+    }
     with hub_errors(repo_id, revision):
         folder = huggingface_hub.snapshot_download(
             repo_id,
             revision=revision,
             allow_patterns=list(patterns),
-            local_dir=local_dir,
-            cache_dir=cache_dir,
             library_name=LIBRARY,
-            tqdm_class=bar,
+            **{name: value for name, value in given.items() if value is not None},
         )
     return Path(str(folder))
 
