@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pyvllama.context import Context
 from pyvllama.errors import BackendError, Cancelled, ContextOverflow, VllamaError
 from pyvllama.sampler import Sampled, Sampler
-from pyvllama.session import Cell, Planned, Session, require_room
+from pyvllama.session import Cell, Planned, Session, common_prefix, require_room
 from pyvllama.types import FinishReason
 
 __all__ = ["Batcher", "Request"]
@@ -133,7 +133,6 @@ class Batcher:
         """End all requests: the context cannot go on with them."""
         for slot in self._slots:
             if slot.request is not None:
-                slot.paused = False
                 self._end(slot, failure)
             slot.session.truncate(0)
 
@@ -192,12 +191,12 @@ class Batcher:
         for other in self._slots:
             if other.request is None or other is slot or other.paused or not other.request.reuse:
                 continue
-            n = _n_common(other.request.prompt, request.prompt)
+            n = common_prefix(other.request.prompt, request.prompt)
             if n >= most and other.session.n_past < n:
                 best, most = other.request, n + 1
         return best, most - 1
 
-    def _follow(self, slot: _Slot) -> bool:
+    def _must_wait(self, slot: _Slot) -> bool:
         """Whether a slot with a leader must wait; if not, it takes over what there is of its beginning."""
         leader = next((s for s in self._slots if s.request is slot.leader and not s.paused), None)
         request = slot.request
@@ -216,7 +215,7 @@ class Batcher:
         """The rows of the next batch: of those who generate first, then of prompts, older ones first."""
         planned: list[tuple[_Slot, Planned]] = []
         active = [s for s in self._slots if s.request is not None and not s.paused]
-        active = [s for s in active if s.leader is None or not self._follow(s)]
+        active = [s for s in active if s.leader is None or not self._must_wait(s)]
         n_generating = sum(len(s.todo) == 1 for s in active)
         room = self.context.n_batch
         if n_generating:
@@ -265,7 +264,7 @@ class Batcher:
             request.n_tokens += 1
             is_end = request.on_token(sampled)
         except Exception as e:
-            self._end(slot, e if isinstance(e, VllamaError) else BackendError(f"the answer failed: {e!r}"))
+            self._end(slot, BackendError.of(e))
             return
         if is_end or sampled.token in self.context.model.tokenizer.eog:
             self._end(slot, "stop")
@@ -281,13 +280,3 @@ class Batcher:
         if paused := [s for s in self._slots if s.paused]:
             min(paused, key=lambda s: s.age).paused = False
         request.end(how)
-
-
-def _n_common(a: Sequence[Cell], b: Sequence[Cell]) -> int:
-    """Cells that both begin with; never all of b, whose last is decoded for its logits."""
-    n = 0
-    for x, y in zip(a, b[:-1], strict=False):
-        if x != y:
-            break
-        n += 1
-    return n

@@ -5,7 +5,7 @@ from collections import deque
 
 from pyvllama.batching import Batcher, Request
 from pyvllama.context import Context
-from pyvllama.errors import BackendError, Cancelled, QueueFull, VllamaError
+from pyvllama.errors import BackendError, Cancelled
 
 __all__ = ["Engine"]
 
@@ -21,13 +21,11 @@ class Engine:
 
     Args:
         context: with as many sequences as there shall be answers at a time; closed with the engine.
-        max_waiting: requests that may wait for a slot; None: any number.
     """
 
-    def __init__(self, context: Context, *, max_waiting: int | None = None) -> None:
+    def __init__(self, context: Context) -> None:
         self._context = context
         self._batcher = Batcher(context, _PROMPT_ROWS_BESIDE)
-        self._max_waiting = max_waiting
         self._waiting: deque[Request] = deque()
         self._cancelled: deque[Request] = deque()
         self._news = threading.Condition()
@@ -65,20 +63,13 @@ class Engine:
         """Queue a request; returns at once.
 
         Raises:
-            QueueFull: as many wait as may. BackendError: the engine is closed. The sampler is then closed, too.
+            BackendError: the engine is closed; the request's sampler is still the caller's.
         """
         with self._news:
-            failure: VllamaError | None = None
             if self._is_closing:
-                failure = BackendError("the model is closed")
-            elif self._max_waiting is not None and len(self._waiting) >= max(self._max_waiting, 1):
-                failure = QueueFull(f"{len(self._waiting)} requests are waiting already: try again later")
-            else:
-                self._waiting.append(request)
-                self._news.notify()
-        if failure is not None:
-            request.sampler.close()
-            raise failure
+                raise BackendError("the model is closed")
+            self._waiting.append(request)
+            self._news.notify()
 
     def cancel(self, request: Request) -> None:
         """End a request with Cancelled, if it has not ended; its slot is free after the step that is being computed."""
@@ -113,10 +104,8 @@ class Engine:
             self._batcher.step()
         except Cancelled:  # an interrupt: whoever it was for goes at the next step, the others try again
             return
-        except VllamaError as e:
-            self._batcher.fail(e)
-        except Exception as e:
-            self._batcher.fail(BackendError(f"the engine failed: {e!r}"))
+        except Exception as e:  # whoever waits must learn of it
+            self._batcher.fail(BackendError.of(e))
 
     def _prepare(self) -> bool:
         """Wait for work, let requests go and come; False at the end."""
@@ -142,7 +131,7 @@ class Engine:
                 request = self._waiting.popleft()
             try:
                 self._batcher.start(request)
-            except VllamaError as e:
-                request.end(e)
+            except Exception as e:
+                request.end(BackendError.of(e))
         self._n_active = self._batcher.n_active
         return True

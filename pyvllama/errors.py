@@ -82,6 +82,11 @@ class ContextOverflow(PromptError):
 class BackendError(VllamaError):
     """A computation that failed inside llama.cpp or the extension."""
 
+    @classmethod
+    def of(cls, error: Exception) -> VllamaError:
+        """The error itself if it is one of ours, else one that tells of it: for who waits on another thread."""
+        return error if isinstance(error, VllamaError) else cls(f"the computation failed: {error!r}")
+
 
 class QueueFull(VllamaError):
     """A request for which there is no room among those that wait."""

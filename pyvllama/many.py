@@ -116,9 +116,7 @@ class Many:
             sampler = Sampler(self._model, self._options.params, self._options.constraint)
             usage.prompt_tokens = len(prompt)
             params = self._options.params
-            running = Running(
-                prompt, sampler, params.max_tokens, self._model.tokenizer, params.stop, 0, timings, usage, receive
-            )
+            running = Running(prompt, sampler, params, self._model.tokenizer, 0, timings, usage, receive)
             batcher.start(running.request)
         except _ALL_OF_US:
             raise

@@ -10,7 +10,7 @@ from pyvllama.errors import VllamaError
 from pyvllama.sampler import Sampled, Sampler
 from pyvllama.session import Cell
 from pyvllama.tokenizer import Tokenizer
-from pyvllama.types import FinishReason, Timings, Usage
+from pyvllama.types import FinishReason, SamplingParams, Timings, Usage
 
 __all__ = ["Running"]
 
@@ -19,8 +19,9 @@ class Running:
     """What a `Request` tells of itself.
 
     Args:
-        prompt, sampler, max_tokens, reuse: see `Request`.
-        tokenizer, stop, choice: see `AnswerText`.
+        prompt, sampler, reuse: see `Request`.
+        params: of the answer.
+        tokenizer, choice: see `AnswerText`.
         timings, usage: grow as it goes; answers to the same prompt may share them.
         receive: called with each piece; the last one has a finish_reason, or is the error that ended it.
 
@@ -32,9 +33,8 @@ class Running:
         self,
         prompt: Sequence[Cell],
         sampler: Sampler,
-        max_tokens: int | None,
+        params: SamplingParams,
         tokenizer: Tokenizer,
-        stop: tuple[str, ...],
         choice: int,
         timings: Timings,
         usage: Usage,
@@ -42,11 +42,10 @@ class Running:
         *,
         reuse: bool = True,
     ) -> None:
-        self.request = Request(prompt, sampler, max_tokens, self._take, self._end, self._start, reuse)
-        self._text = AnswerText(tokenizer, stop, choice)
+        self.request = Request(prompt, sampler, params.max_tokens, self._take, self._end, self._start, reuse)
+        self._text = AnswerText(tokenizer, params.stop, choice)
         self._timings, self._usage = timings, usage
         self._receive = receive
-        self._n_tokens = 0
         self._mark = 0.0
         self._ended = False
 
@@ -56,12 +55,11 @@ class Running:
     def _take(self, sampled: Sampled) -> bool:
         now = time.perf_counter()
         elapsed, self._mark = 1000 * (now - self._mark), now
-        if self._n_tokens == 0:
+        if self.request.n_tokens == 1:
             self._timings.prompt_ms += elapsed
             self._timings.prompt_n += self.request.n_prompt
         else:
             self._timings.predicted_ms += elapsed
-        self._n_tokens += 1
         self._timings.predicted_n += 1
         self._usage.completion_tokens += 1
         delta = self._text.take(sampled)

@@ -11,7 +11,7 @@ from pyvllama.context import Context, Row
 from pyvllama.errors import ContextOverflow, PromptError
 from pyvllama.image_groups import image_groups, next_group
 
-__all__ = ["Cell", "Planned", "Session", "require_room"]
+__all__ = ["Cell", "Planned", "Session", "common_prefix", "require_room"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +93,8 @@ class Session:
         return len(prompt) - same
 
     def common_prefix(self, prompt: Sequence[Cell]) -> int:
-        """How many positions at the beginning of a prompt are there already; never all of them.
-
-        The last one is decoded anew, for its logits.
-        """
-        same = 0
-        while same < min(len(prompt) - 1, self.n_past) and prompt[same] == self._cells[same]:
-            same += 1
-        return same
+        """How many positions at the beginning of a prompt are there already, see `common_prefix`."""
+        return common_prefix(self._cells, prompt)
 
     def adopt(self, other: "Session", n: int) -> None:
         """Have the first n positions of another session on the same context; they share their memory."""
@@ -252,6 +246,14 @@ class Session:
             logits = self.context.decode(planned.rows, collect=collect)
             self.commit(planned)
             yield logits
+
+
+def common_prefix(held: Sequence[Cell], prompt: Sequence[Cell]) -> int:
+    """How many positions both begin with; never all of the prompt: its last is decoded anew, for its logits."""
+    same, most = 0, min(len(held), len(prompt) - 1)
+    while same < most and prompt[same] == held[same]:
+        same += 1
+    return same
 
 
 def require_room(n: int, n_ctx: int) -> None:

@@ -13,7 +13,7 @@ from pyvllama.batching import Request
 from pyvllama.chat_options import ChatOptions
 from pyvllama.completion import Completion, Delta
 from pyvllama.engine import Engine
-from pyvllama.errors import Cancelled, DeadlineExceeded, VllamaError
+from pyvllama.errors import BackendError, Cancelled, DeadlineExceeded, VllamaError
 from pyvllama.model import Model
 from pyvllama.prompt_cells import ReadPrompt
 from pyvllama.running import Running
@@ -33,12 +33,19 @@ class Answer:
     Belongs to the event loop that it is made on. Whoever leaves it before its end must call `aclose` (or use `async
     with`): what still runs is then cancelled.
 
+    Made, it is under way: its pictures are encoded, then its requests are queued, both in the background.
+
     Args:
         name: what the client calls the model.
         model: with its tokenizer.
         options: of the request.
-        prompt: its pictures need not be encoded.
-        on_close: called once, when nothing of it runs any more.
+        prompt: its pictures are read.
+        samplers: one a choice; they are closed with the answer.
+        engine: generates.
+        images: encodes, on the encoder's threads.
+        reuse: whether positions that the context holds already may be used again.
+        deadline_s: seconds until it fails with DeadlineExceeded.
+        on_close: called once with the answer, when nothing of it runs any more.
 
     Attributes:
         usage, timings: grow; final with the last piece. prompt_ms and predicted_ms are sums over the choices.
@@ -47,56 +54,36 @@ class Answer:
     """
 
     def __init__(
-        self, name: str, model: Model, options: ChatOptions, prompt: ReadPrompt, on_close: Callable[[], None]
+        self,
+        name: str,
+        model: Model,
+        options: ChatOptions,
+        prompt: ReadPrompt,
+        samplers: list[Sampler],
+        engine: Engine,
+        images: VisionCache,
+        encoder: Executor,
+        *,
+        reuse: bool,
+        deadline_s: float | None,
+        on_close: Callable[["Answer"], object],
     ) -> None:
         self.usage = Usage(prompt_tokens=len(prompt.token_ids))
         self.timings = Timings()
         self.options = options
         self.completion = Completion(name, model.tokenizer, self.timings, self.usage, options)
-        self._model = model
-        self._prompt: ReadPrompt | None = prompt
+        self._tokenizer = model.tokenizer
+        self._engine = engine
         self._on_close = on_close
         self._loop = asyncio.get_running_loop()
         self._pieces: deque[Delta | VllamaError] = deque()
         self._news = asyncio.Event()
         self._is_woken = False
-        self._engine: Engine | None = None
         self._requests: list[Request] = []
-        self._samplers: list[Sampler] = []
-        self._n_left = options.n
+        self._n_left = options.n  # choices that have not ended
         self._is_closed = False
-        self._task: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-
-    def start(
-        self,
-        engine: Engine,
-        images: VisionCache,
-        encoder: Executor,
-        samplers: list[Sampler],
-        *,
-        reuse: bool = True,
-        deadline_s: float | None = None,
-    ) -> None:
-        """Encode the pictures, then queue the requests; both in the background.
-
-        Args:
-            engine: generates.
-            images: encodes, on the encoder's threads.
-            samplers: one a choice; they are closed with the answer.
-            reuse: whether positions that the context holds already may be used again.
-            deadline_s: seconds until the answer fails with DeadlineExceeded.
-        """
-        self._engine = engine
-        self._samplers = samplers
-        if deadline_s is not None:
-            self._timer = self._loop.call_later(deadline_s, self._expire, deadline_s)
-        self._task = self._loop.create_task(self._run(engine, images, encoder, reuse))
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether every choice has ended; some pieces may not have been taken yet."""
-        return self._n_left <= 0
+        self._timer = None if deadline_s is None else self._loop.call_later(deadline_s, self._expire, deadline_s)
+        self._task = self._loop.create_task(self._run(prompt, samplers, images, encoder, reuse))
 
     def __aiter__(self) -> AsyncIterator[Delta]:
         return self._deltas()
@@ -160,11 +147,11 @@ class Answer:
         self._is_closed = True
         if self._timer is not None:
             self._timer.cancel()
-        if self._engine is not None and not self.has_ended:
+        if self._n_left > 0:
             for request in self._requests:
                 self._engine.cancel(request)
-        if self._task is None or self._task.done():
-            self._on_close()  # else the task does it, when the encoder is free again
+        if self._task.done():
+            self._on_close(self)  # else the task does it, when the encoder is free again
 
     def _taken(self) -> list[Delta]:
         """The pieces that are there; if there is an error, all before it first."""
@@ -208,49 +195,47 @@ class Answer:
         self._pieces.clear()
         self._receive(DeadlineExceeded(f"the answer was not complete after {deadline_s:g} seconds"))
 
-    async def _run(self, engine: Engine, images: VisionCache, encoder: Executor, reuse: bool) -> None:
+    async def _run(
+        self, prompt: ReadPrompt, samplers: list[Sampler], images: VisionCache, encoder: Executor, reuse: bool
+    ) -> None:
         try:
-            prompt, self._prompt = self._prompt, None
-            assert prompt is not None
-            cells = await self._encoded(prompt, engine, images, encoder)
+            cells = await self._encoded(prompt, images, encoder)
             del prompt  # its pictures are large
             if self._is_closed:
                 return
-            params, tokenizer = self.options.params, self._model.tokenizer
-            for choice, sampler in enumerate(self._samplers):
+            for choice, sampler in enumerate(samplers):
                 running = Running(
                     cells,
                     sampler,
-                    params.max_tokens,
-                    tokenizer,
-                    params.stop,
+                    self.options.params,
+                    self._tokenizer,
                     choice,
                     self.timings,
                     self.usage,
                     self._receive,
                     reuse=reuse,
                 )
-                engine.submit(running.request)
+                self._engine.submit(running.request)
                 self._requests.append(running.request)
-        except VllamaError as e:
-            self._receive(e)
+        except Exception as e:  # whoever waits must learn of it
+            self._receive(BackendError.of(e))
         finally:
-            for sampler in self._samplers[len(self._requests) :]:
+            for sampler in samplers[len(self._requests) :]:
                 sampler.close()
             if self._is_closed:
                 for request in self._requests:
-                    engine.cancel(request)
-                self._on_close()
+                    self._engine.cancel(request)
+                self._on_close(self)
 
-    async def _encoded(self, prompt: ReadPrompt, engine: Engine, images: VisionCache, encoder: Executor) -> list[Cell]:
+    async def _encoded(self, prompt: ReadPrompt, images: VisionCache, encoder: Executor) -> list[Cell]:
         def progress(_: float) -> bool:
-            return not (self._is_closed or engine.is_closed)
+            return not (self._is_closed or self._engine.is_closed)
 
         if not prompt.pictures:
             return prompt.encoded(images, self.timings)
         try:
             return await self._loop.run_in_executor(encoder, prompt.encoded, images, self.timings, progress)
         except (asyncio.CancelledError, RuntimeError, Cancelled) as e:  # the executor is, or was, shut down
-            if not engine.is_closed:
+            if not self._engine.is_closed:
                 raise
             raise Cancelled("the model was closed") from e

@@ -106,7 +106,6 @@ class ServedModel:
         reuse: bool = True,
         deadline_s: float | None = None,
         context_shift: bool = False,
-        name: str | None = None,
     ) -> Answer:
         """Answer a conversation. All that is wrong with the request itself shows here, before the first piece.
 
@@ -117,7 +116,6 @@ class ServedModel:
             reuse: whether positions that the context holds already may be used again.
             deadline_s: for all of it, from now on.
             context_shift: see `LLM.chat`.
-            name: what the answer calls the model, if not as this does.
 
         Raises:
             PromptError, ContextOverflow, ImageError, ConfigError: as `LLM.chat`. QueueFull: too many wait already.
@@ -134,7 +132,7 @@ class ServedModel:
                 dropped.append(n)
             return read_messages_and_pictures(self.model, kept, tools=options.tools, limits=limits, n_ctx=self.n_ctx)
 
-        answer = await self._open(read, options, reuse, deadline_s, name)
+        answer = await self._open(read, options, reuse, deadline_s)
         answer.completion.dropped_turns = dropped[0] if dropped else None
         return answer
 
@@ -147,14 +145,13 @@ class ServedModel:
         limits: ImageLimits = _DEFAULT_LIMITS,
         reuse: bool = True,
         deadline_s: float | None = None,
-        name: str | None = None,
     ) -> Answer:
         """Go on with a text, or token ids, without a template; see `read_text_and_pictures`. As `chat` otherwise."""
 
         def read() -> ReadPrompt:
             return read_text_and_pictures(self.model, prompt, images, limits=limits, n_ctx=self.n_ctx)
 
-        return await self._open(read, options, reuse, deadline_s, name)
+        return await self._open(read, options, reuse, deadline_s)
 
     async def close(self) -> None:
         """End everything with Cancelled and free the model."""
@@ -175,7 +172,6 @@ class ServedModel:
         options: ChatOptions,
         reuse: bool,
         deadline_s: float | None,
-        name: str | None,
     ) -> Answer:
         if self._is_closed:
             raise BackendError("the model is closed")
@@ -194,10 +190,19 @@ class ServedModel:
             if isinstance(e, asyncio.TimeoutError):
                 raise DeadlineExceeded(f"the request's pictures were not there after {deadline_s:g} seconds") from e
             raise
-        answer = Answer(name or self.name, self.model, options, prompt, lambda: self._ended(answer))
-        left_s = None if deadline_s is None else deadline_s - (loop.time() - start)
-        answer.start(self.engine, self.images, self._encoder, samplers, reuse=reuse, deadline_s=left_s)
-        return answer
+        return Answer(
+            self.name,
+            self.model,
+            options,
+            prompt,
+            samplers,
+            self.engine,
+            self.images,
+            self._encoder,
+            reuse=reuse,
+            deadline_s=None if deadline_s is None else deadline_s - (loop.time() - start),
+            on_close=self._ended,
+        )
 
     def _prepared(self, read: Callable[[], ReadPrompt], options: ChatOptions) -> tuple[ReadPrompt, list[Sampler]]:
         samplers: list[Sampler] = []

@@ -369,6 +369,28 @@ def test_an_answer_can_be_left_while_its_picture_is_encoded(endless, monkeypatch
     asyncio.run(run())
 
 
+def test_an_unexpected_failure_reaches_who_waits(endless, monkeypatch):
+    """Not one of our errors, in the two places where it would leave the client waiting for ever."""
+    picture = np.full((20, 20, 3), 9, np.uint8)
+
+    def fail(*_):
+        raise ZeroDivisionError("by accident")
+
+    async def run():
+        for owner, name, messages in (
+            (endless.images, "encode", [user(picture, "Hi")]),
+            (endless.engine._batcher, "start", [user("Hi")]),
+        ):
+            with monkeypatch.context() as m:
+                m.setattr(owner, name, fail)
+                answer = await endless.chat(messages, options_of(endless))
+                with pytest.raises(BackendError, match="by accident"):
+                    await asyncio.wait_for(answer.whole(), 20)
+            assert (await ask(endless, [user("Hi")], max_tokens=2))["usage"]["completion_tokens"] == 2
+
+    asyncio.run(run())
+
+
 def test_signs_of_life_while_nothing_comes(endless):
     slow_down(endless, 0.1)
 
