@@ -120,7 +120,7 @@ class Metrics:
             n_images, image_bytes = served.images.n_kept
             values = (
                 *(served.n_slots, served.engine.n_active, served.engine.n_waiting, served.n_open),
-                *(n_images, image_bytes, served.n_bytes, served.load_ms / 1000),
+                *(n_images, image_bytes, model.card.n_bytes, served.load_ms / 1000),
             )
             for family, value in zip(families.values(), values, strict=True):
                 family.add_metric((model.card.name,), value)

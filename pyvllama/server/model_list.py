@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 
 from pyvllama.errors import VllamaError
-from pyvllama.file_names import parse_file_name
+from pyvllama.file_names import parse_file_name, shards_of
 from pyvllama.gguf_file import GGUFFile
 from pyvllama.inventory import inventory
 from pyvllama.types import Pair
@@ -24,7 +24,7 @@ class ModelCard:
         pair: its files.
         aliases: further names.
         type: of the text file, such as Q4_K_M.
-        n_bytes: of both files.
+        n_bytes: of all its files, the parts of a split text file too.
         modified: when the text file was last written.
         is_kept: it lies in a cache of ours or the Hub's, where `pyvllama rm` can delete it.
     """
@@ -54,7 +54,9 @@ def default_card(pair: Pair, aliases: Iterable[str] = ()) -> ModelCard:
     title = str(GGUFFile(pair.text).metadata.get("general.name") or pair.text.stem)
     names = dict.fromkeys([*aliases, title, pair.text.stem])
     first, *others = names
-    return _card(first, pair, tuple(others))
+    shards = shards_of(pair.text.name, [path.name for path in pair.text.parent.glob("*.gguf")])
+    n_bytes = sum(path.stat().st_size for path in (*map(pair.text.with_name, shards), pair.mmproj))
+    return _card(first, pair, tuple(others), n_bytes)
 
 
 def model_cards(default: ModelCard | None) -> Sequence[ModelCard]:
@@ -67,18 +69,11 @@ def model_cards(default: ModelCard | None) -> Sequence[ModelCard]:
     for item in items:
         if default is None or item.pair.text.resolve() != default.pair.text.resolve():
             aliases = (item.title,) if item.title != item.name else ()
-            cards.append(_card(item.name, item.pair, aliases, is_kept=True))
+            n_bytes = item.text_bytes + item.mmproj_bytes
+            cards.append(_card(item.name, item.pair, aliases, n_bytes, is_kept=True))
     return cards
 
 
-def _card(name: str, pair: Pair, aliases: tuple[str, ...], *, is_kept: bool = False) -> ModelCard:
-    files = [path.stat() for path in (pair.text, pair.mmproj)]
-    return ModelCard(
-        name,
-        pair,
-        aliases,
-        parse_file_name(pair.text).type,
-        sum(file.st_size for file in files),
-        datetime.fromtimestamp(files[0].st_mtime, timezone.utc),
-        is_kept,
-    )
+def _card(name: str, pair: Pair, aliases: tuple[str, ...], n_bytes: int, *, is_kept: bool = False) -> ModelCard:
+    modified = datetime.fromtimestamp(pair.text.stat().st_mtime, timezone.utc)
+    return ModelCard(name, pair, aliases, parse_file_name(pair.text).type, n_bytes, modified, is_kept)

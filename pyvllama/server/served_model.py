@@ -47,7 +47,6 @@ class ServedModel:
     Attributes:
         load_ms: what loading took.
         on_answered: called with each answer when nothing of it runs any more, for statistics.
-        n_bytes: of its two files.
     """
 
     def __init__(
@@ -56,7 +55,6 @@ class ServedModel:
         self.name, self.model, self.images = name, model, images
         self.load_ms = 0.0
         self.on_answered: Callable[[Answer], object] | None = None
-        self.n_bytes = sum(path.stat().st_size for path in (model.text_path, model.mmproj_path))
         context = Context(model, params)
         self.n_ctx = context.n_ctx
         self.engine = Engine(context)

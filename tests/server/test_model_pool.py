@@ -238,5 +238,14 @@ def test_cards_of_real_files(tmp_path, monkeypatch):
     assert card.n_bytes == sum(p.stat().st_size for p in (pair.text, pair.mmproj))
     assert default_card(pair, ["llama3.2-vision", "x"]).name == "llama3.2-vision"
     assert default_card(pair, ["llama3.2-vision", "x"]).answers_to("X:latest")
+    for path in (pair.text, pair.mmproj):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    shards = [tmp_path / f"split-0000{i}-of-00002.gguf" for i in (1, 2)]
+    for shard in shards:
+        shard.write_bytes(pair.text.read_bytes())
+    split = default_card(Pair(shards[0], tmp_path / pair.mmproj.name))
+    assert split.n_bytes == 2 * pair.text.stat().st_size + pair.mmproj.stat().st_size
+    for path in tmp_path.glob("*.gguf"):
+        path.unlink()
     assert model_cards(card) == [card]
     assert model_cards(None) == []

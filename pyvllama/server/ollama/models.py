@@ -110,11 +110,11 @@ def _running(loaded: Loaded, n_gpu_layers: int) -> RunningModel:
     return RunningModel(
         name=name,
         model=name,
-        size=served.n_bytes,
+        size=card.n_bytes,
         digest=digest_of(card.pair),
         details=_details(card),
         expires_at=loaded.expires_at or datetime.now(timezone.utc) + FOREVER,
-        size_vram=round(served.n_bytes * on_gpu),
+        size_vram=round(card.n_bytes * on_gpu),
         context_length=served.n_ctx,
     )
 
