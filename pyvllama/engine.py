@@ -11,7 +11,8 @@ __all__ = ["Engine"]
 
 _PROMPT_ROWS_BESIDE = 32
 """Rows of prompts in a step while answers are generated. On a CPU a matrix product is bound by arithmetic from about
-there on: a longer piece would stop the others for longer without making the prompt faster."""
+there on (11B shapes, Q4_K_M, 2 threads: 48 ms for one row, 10.5 a row for 32, 10.0 for 256): a longer piece would stop
+the others for longer without making the prompt faster."""
 
 
 class Engine:
