@@ -1,7 +1,7 @@
 """Libraries that speak OpenAI's protocol, each asking a picture's question over HTTP: openai, LangChain, LlamaIndex.
 
-The last two are in no extra of ours: `pip install langchain-openai llama-index-llms-openai-like`. pip then complains
-that llama-index-llms-openai 0.8 wants openai < 3 and llm 0.36 openai > 3; both work with openai 3.
+The last two need the extras `langchain` and `llama-index`. CI installs them after all other tests: llama-index-llms-openai
+0.8 wants openai < 3, and llm 0.36 openai > 3.
 """
 
 import gc
@@ -17,8 +17,10 @@ pytest.importorskip("fastapi", reason="needs the extra llama-cpp-server")
 import uvicorn
 from llama_cpp.server.settings import ModelSettings, ServerSettings
 
-from pyvllama.integrations.llama_cpp_server import create_app
+from pyvllama.integrations import llama_cpp_server
 from pyvllama.locate import pocket_pair, pocket_picture
+from pyvllama.server.app import create_app
+from pyvllama.server.settings import Settings
 
 # Sockets and streams that these libraries leave to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -28,13 +30,20 @@ SAID = "A black ring at the left, a black cross in the centre"
 OPTIONS = {"temperature": 0, "max_tokens": 40}
 
 
-@pytest.fixture(scope="module")
-def address():
-    """The /v1 address of a server on this machine."""
+def llama_cpp_python_app():
     settings = {"n_ctx": 512, "n_threads": 1, "n_threads_batch": 1, "verbose": False}
     models = [ModelSettings(model=str(pocket_pair().text), model_alias="pocket", **settings)]
-    app = create_app(server_settings=ServerSettings(), model_settings=models)
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
+    return llama_cpp_server.create_app(server_settings=ServerSettings(), model_settings=models)
+
+
+def our_app():
+    return create_app(Settings(aliases=("pocket",), n_ctx=512, n_threads=1))
+
+
+@pytest.fixture(scope="module", params=[llama_cpp_python_app, our_app])
+def address(request):
+    """The /v1 address of a server on this machine: llama-cpp-python's with our model, or `pyvllama serve`."""
+    server = uvicorn.Server(uvicorn.Config(request.param(), host="127.0.0.1", port=0, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
