@@ -1,7 +1,7 @@
 """Libraries that speak OpenAI's protocol, each asking a picture's question over HTTP: openai, LangChain, LlamaIndex.
 
-The last two need the extras `langchain` and `llama-index`. CI installs them after all other tests: llama-index-llms-openai
-0.8 wants openai < 3, and llm 0.36 openai > 3.
+The last two need the extras `langchain` and `llama-index`. CI installs them after all other tests, since
+llama-index-llms-openai 0.8 wants openai < 3, and llm 0.36 openai > 3.
 """
 
 import gc
