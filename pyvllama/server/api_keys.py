@@ -40,7 +40,6 @@ class ApiKeys:
             scope["path"],
             401,
             "an API key is needed: send it as `Authorization: Bearer KEY` or `x-api-key: KEY`",
-            code="invalid_api_key",
             headers={"WWW-Authenticate": "Bearer"},
         )
         await response(scope, receive, send)
