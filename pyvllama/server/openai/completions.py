@@ -11,7 +11,8 @@ from starlette.responses import JSONResponse, Response
 from pyvllama.completion import Delta
 from pyvllama.server.answer import Answer
 from pyvllama.server.openai.answers import TextCompletion
-from pyvllama.server.openai.completion_request import MAX_CHOICES, CompletionRequest
+from pyvllama.server.openai.choices_request import MAX_CHOICES
+from pyvllama.server.openai.completion_request import CompletionRequest
 from pyvllama.server.openai.costs import costs_of, timings_of
 from pyvllama.server.openai.documents import streamed
 from pyvllama.server.openai.errors import InvalidRequest
