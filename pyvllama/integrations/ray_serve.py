@@ -24,12 +24,13 @@ from typing import Any
 from fastapi import FastAPI, Request
 from ray import serve
 from ray.serve.config import RequestRouterConfig
+from starlette.middleware import Middleware
 from starlette.responses import StreamingResponse
 from starlette.types import Message
 
 from pyvllama.errors import ConfigError
 from pyvllama.server.api_keys import ApiKeys
-from pyvllama.server.app import create_app
+from pyvllama.server.app import cors, create_app
 from pyvllama.server.body_limit import BodyLimit
 from pyvllama.server.settings import Settings
 
@@ -68,9 +69,14 @@ def application(
         health_check_period_s=10,
         graceful_shutdown_timeout_s=settings.grace_s + 5,
     )(_Replica).bind(inner)
-    front = FastAPI(openapi_url=None)
-    front.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    front.add_middleware(ApiKeys, keys=settings.api_keys)  # first: strangers send no bodies
+    front = FastAPI(
+        openapi_url=None,
+        middleware=[  # from the outside in; strangers send no bodies
+            *cors(settings),
+            Middleware(ApiKeys, keys=settings.api_keys),
+            Middleware(BodyLimit, max_bytes=settings.max_body_bytes),
+        ],
+    )
 
     @serve.deployment(name="pyvllama-front", max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0})
     @serve.ingress(front)

@@ -34,7 +34,7 @@ from pyvllama.server.pool_setup import make_pool
 from pyvllama.server.request_log import RequestLog
 from pyvllama.server.settings import Settings
 
-__all__ = ["create_app"]
+__all__ = ["cors", "create_app"]
 
 logger = logging.getLogger("pyvllama.server")
 
@@ -78,7 +78,7 @@ def create_app(settings: Settings, pool: ModelPool | None = None) -> FastAPI:
             Middleware(RequestLog, metrics=metrics, log_prompts=settings.log_prompts),
             Middleware(HostCheck, settings=settings),
             Middleware(OriginCheck, origins=settings.cors_origins),
-            *_cors(settings),
+            *cors(settings),
             Middleware(ApiKeys, keys=settings.api_keys),
             Middleware(BodyLimit, max_bytes=settings.max_body_bytes),
         ],
@@ -98,18 +98,17 @@ def create_app(settings: Settings, pool: ModelPool | None = None) -> FastAPI:
     return app
 
 
-def _cors(settings: Settings) -> list[Middleware]:
-    """Before the keys: a browser's preflight bears none."""
+def cors(settings: Settings) -> list[Middleware]:
+    """What tells browsers which pages may ask. To be put before the keys: a browser's preflight bears none."""
     if not settings.cors_origins:
         return []
-    exposed = ("X-Request-Id", "Retry-After")
     return [
         Middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=("GET", "POST", "DELETE", "HEAD", "OPTIONS"),
             allow_headers=("*",),
-            expose_headers=exposed,
+            expose_headers=("X-Request-Id", "Retry-After"),
         )
     ]
 

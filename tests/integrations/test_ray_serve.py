@@ -21,6 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # ray's own
 
 KEY = "a-key"
 PORT = 18765
+PAGE = "https://chat.example"
 HELLO = [{"role": "user", "content": "Who are you?"}]
 
 
@@ -29,7 +30,9 @@ def client():
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=80 << 20)
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": PORT})
-        settings = Settings(n_ctx=16384, n_threads=1, parallel=2, api_keys=(KEY,), max_body_bytes=1 << 20)
+        settings = Settings(
+            n_ctx=16384, n_threads=1, parallel=2, api_keys=(KEY,), max_body_bytes=1 << 20, cors_origins=(PAGE,)
+        )
         serve.run(application(settings, 2, n_cpus=0.1), route_prefix="/")
         headers = {"Authorization": f"Bearer {KEY}"}
         with httpx.Client(base_url=f"http://127.0.0.1:{PORT}", headers=headers, timeout=60) as client:
@@ -131,6 +134,16 @@ def test_strangers(client):
     assert chat(client, HELLO, wrong).status_code == 401
     assert client.get("/health", headers={"Authorization": ""}).status_code == 200
     assert client.post("/v1/chat/completions", content=b"x" * (2 << 20)).status_code == 413
+
+
+def test_pages_of_other_origins(client):
+    """A browser's preflight bears no key."""
+    asks = {"Authorization": "", "Access-Control-Request-Method": "POST"}
+    for origin, status, allowed in ((PAGE, 200, PAGE), ("https://evil.example", 400, None)):
+        response = client.options("/v1/chat/completions", headers={**asks, "Origin": origin})
+        assert (response.status_code, response.headers.get("access-control-allow-origin")) == (status, allowed)
+    assert client.get("/v1/models", headers={"Origin": PAGE}).headers["access-control-allow-origin"] == PAGE
+    assert client.get("/v1/models", headers={"Origin": "https://evil.example"}).status_code == 403
 
 
 def test_errors_of_a_replica_arrive(client):
