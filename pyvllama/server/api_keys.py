@@ -11,7 +11,7 @@ from pyvllama.server.error_response import error_response
 
 __all__ = ["OPEN_PATHS", "OPEN_PREFIXES", "ApiKeys"]
 
-OPEN_PATHS = frozenset({"/", "/health", "/v1/health", "/favicon.ico"})
+OPEN_PATHS = frozenset({"/", "/health", "/v1/health"})
 """What is answered without a key: health, and the page, which asks for the key itself and holds no secrets."""
 OPEN_PREFIXES = ("/page/",)
 """The page's static files."""
