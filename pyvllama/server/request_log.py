@@ -175,10 +175,10 @@ def _quoted(value: Any) -> str:
 
 
 def set_up_logging(form: str, level: int = logging.INFO) -> None:
-    """Send what all of pyvllama logs to stderr, in this form; for programs, since a library leaves logging alone."""
+    """Send the server's log to stderr, in this form; for programs, since a library leaves logging alone."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(LogFormatter(form))
-    for name, lowest in (("pyvllama", level), ("uvicorn.error", max(level, logging.WARNING))):
+    for name, lowest in (("pyvllama.server", level), ("uvicorn.error", max(level, logging.WARNING))):
         log = logging.getLogger(name)
         log.handlers[:], log.propagate = [handler], False
         log.setLevel(lowest)
