@@ -102,7 +102,6 @@ def memory_need(
     *,
     n_ctx: int = DEFAULT_N_CTX,
     kv_type: str = "f16",
-    cross_kv_type: str = "f16",
     n_ubatch: int = 512,
     image_cache_bytes: int = DEFAULT_IMAGE_CACHE_BYTES,
 ) -> Need:
@@ -111,9 +110,9 @@ def memory_need(
     Raises:
         ConfigError: an unknown type.
     """
-    if kv_type not in KV_TYPES or cross_kv_type not in GGML_TYPES:
+    if kv_type not in KV_TYPES:
         raise ConfigError(f"kv_type must be one of {', '.join(KV_TYPES)}, not {kv_type!r}")
-    picture = _bytes(sizes.image_tokens * sizes.cross_row, cross_kv_type)
+    picture = _bytes(sizes.image_tokens * sizes.cross_row, "f16")
     n_rows = min(n_ubatch, n_ctx)
     parts = {
         "text weights": sizes.weights[0],

@@ -11,6 +11,7 @@ from pyvllama.cli.options import load_options
 from pyvllama.locate import as_path
 from pyvllama.model import CROSS_KV_TYPES
 from pyvllama.resolve import resolve
+from pyvllama.server.settings import DEFAULT_PORT, OLLAMA_PORT, Settings, read_api_keys
 
 __all__ = ["serve"]
 
@@ -121,15 +122,13 @@ def serve(model: str | None, **given: Any) -> None:
         server.listen()
 
 
-def _settings(model: str | None, given: dict[str, Any]) -> Any:
+def _settings(model: str | None, given: dict[str, Any]) -> Settings:
     """The settings, with the model's files found, fetched or made: that takes time and shows a bar."""
-    from pyvllama.server import settings as s  # noqa: PLC0415
-
     keys = given["api_keys"]
     if given["api_key_file"] is not None:
-        keys += s.read_api_keys(given["api_key_file"])
+        keys += read_api_keys(given["api_key_file"])
     ollama, port = given["ollama"], given["port"]
-    settings = s.Settings(
+    settings = Settings(
         model=model,
         mmproj=given["mmproj"],
         aliases=given["aliases"],
@@ -147,7 +146,7 @@ def _settings(model: str | None, given: dict[str, Any]) -> Any:
         max_models=given["max_models"],
         grace_s=given["grace"],
         host=given["host"],
-        port=port if port is not None else s.OLLAMA_PORT if ollama else s.DEFAULT_PORT,
+        port=port if port is not None else OLLAMA_PORT if ollama else DEFAULT_PORT,
         ollama=ollama,
         manage_models=ollama,
         api_keys=keys,
@@ -165,7 +164,7 @@ def _settings(model: str | None, given: dict[str, Any]) -> Any:
     return settings.with_pair(pair, () if model is None or as_path(model).exists() else (model,))
 
 
-def warning(settings: Any) -> str | None:
+def warning(settings: Settings) -> str | None:
     """What somebody should know who lets others in."""
     if settings.is_loopback or settings.api_keys:
         return None

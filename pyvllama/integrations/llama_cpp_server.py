@@ -26,6 +26,7 @@ from pyvllama.errors import ImageError, PromptError
 from pyvllama.image.limits import ImageLimits
 from pyvllama.image.public_address import why_not_public
 from pyvllama.integrations.llama_cpp_python import Llama
+from pyvllama.server.error_response import error_response
 
 __all__ = ["create_app", "main"]
 
@@ -39,8 +40,7 @@ class _BadRequest(HTTPException):
 
 
 async def _tell(_request: Any, refused: Exception) -> JSONResponse:
-    error = {"message": str(refused.__cause__), "type": "invalid_request_error", "param": "messages", "code": None}
-    return JSONResponse({"error": error}, status_code=400)
+    return error_response("/v1/", 400, str(refused.__cause__), param="messages")
 
 
 class _Served(Llama):

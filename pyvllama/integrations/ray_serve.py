@@ -18,17 +18,19 @@ import hashlib
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from fastapi import FastAPI, Request
 from ray import serve
 from ray.serve.config import RequestRouterConfig
+from starlette.middleware import Middleware
 from starlette.responses import StreamingResponse
 from starlette.types import Message
 
+from pyvllama.errors import ConfigError
 from pyvllama.server.api_keys import ApiKeys
-from pyvllama.server.app import create_app
+from pyvllama.server.app import cors, create_app
 from pyvllama.server.body_limit import BodyLimit
 from pyvllama.server.settings import Settings
 
@@ -67,9 +69,14 @@ def application(
         health_check_period_s=10,
         graceful_shutdown_timeout_s=settings.grace_s + 5,
     )(_Replica).bind(inner)
-    front = FastAPI(openapi_url=None)
-    front.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    front.add_middleware(ApiKeys, keys=settings.api_keys)  # first: strangers send no bodies
+    front = FastAPI(
+        openapi_url=None,
+        middleware=[  # from the outside in; strangers send no bodies
+            *cors(settings),
+            Middleware(ApiKeys, keys=settings.api_keys),
+            Middleware(BodyLimit, max_bytes=settings.max_body_bytes),
+        ],
+    )
 
     @serve.deployment(name="pyvllama-front", max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0})
     @serve.ingress(front)
@@ -94,16 +101,29 @@ def application(
 
 
 def build(arguments: Mapping[str, str]) -> serve.Application:
-    """For `serve run`: `model`, `replicas`, and numbers of `Settings` such as n_ctx=8192.
+    """For `serve run`: `model`, `replicas`, `cpus`, `gpus`, and fields of `Settings` such as n_ctx=8192, as in JSON.
 
     Raises:
-        ConfigError: what `Settings` refuses.
+        ConfigError: there is no such argument, or not with such a value.
     """
-    given: dict[str, Any] = dict(arguments)
-    n_replicas = int(given.pop("replicas", 2))
-    n_cpus, n_gpus = float(given.pop("cpus", 1)), float(given.pop("gpus", 0))
-    values: dict[str, Any] = {k: int(v) if str(v).isdigit() else v for k, v in given.items()}
-    return application(Settings(**values), n_replicas, n_cpus=n_cpus, n_gpus=n_gpus)
+    given = {name: _value(text) for name, text in arguments.items()}
+    n_replicas, n_cpus, n_gpus = given.pop("replicas", 2), given.pop("cpus", 1), given.pop("gpus", 0)
+    if type(n_replicas) is not int or n_replicas < 1:
+        raise ConfigError(f"replicas must be a whole number above 0, not {n_replicas!r}")
+    for name, n in (("cpus", n_cpus), ("gpus", n_gpus)):
+        if type(n) not in (int, float) or n < 0:
+            raise ConfigError(f"{name} must be a number, 0 or more, not {n!r}")
+    if unknown := given.keys() - {field.name for field in fields(Settings)}:
+        raise ConfigError(f"there is no setting {', '.join(sorted(unknown))}; see pyvllama.server.settings.Settings")
+    return application(Settings(**given), n_replicas, n_cpus=n_cpus, n_gpus=n_gpus)
+
+
+def _value(text: str) -> Any:
+    """A JSON value, such as 8192 or true; what is none is text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def session_of(header: str | None, body: bytes) -> str | None:

@@ -11,7 +11,7 @@ from pyvllama.server.error_response import error_response
 
 __all__ = ["OPEN_PATHS", "OPEN_PREFIXES", "ApiKeys"]
 
-OPEN_PATHS = frozenset({"/", "/health", "/v1/health", "/favicon.ico"})
+OPEN_PATHS = frozenset({"/", "/health", "/v1/health"})
 """What is answered without a key: health, and the page, which asks for the key itself and holds no secrets."""
 OPEN_PREFIXES = ("/page/",)
 """The page's static files."""
@@ -40,7 +40,6 @@ class ApiKeys:
             scope["path"],
             401,
             "an API key is needed: send it as `Authorization: Bearer KEY` or `x-api-key: KEY`",
-            code="invalid_api_key",
             headers={"WWW-Authenticate": "Bearer"},
         )
         await response(scope, receive, send)

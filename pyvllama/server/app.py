@@ -19,8 +19,7 @@ from pyvllama.errors import BackendError, VllamaError
 from pyvllama.server import health, llama_server, page
 from pyvllama.server.api_keys import ApiKeys
 from pyvllama.server.body_limit import BodyLimit
-from pyvllama.server.error_response import error_response, is_ollama_path
-from pyvllama.server.errors import status_of
+from pyvllama.server.error_response import is_ollama_path
 from pyvllama.server.host_check import HostCheck, OriginCheck
 from pyvllama.server.image_policy import image_limits
 from pyvllama.server.metrics import Metrics
@@ -28,14 +27,14 @@ from pyvllama.server.model_pool import ModelPool
 from pyvllama.server.ollama import chat as ollama_chat
 from pyvllama.server.ollama import generate as ollama_generate
 from pyvllama.server.ollama import models as ollama_models
+from pyvllama.server.ollama.errors import ollama_error
 from pyvllama.server.openai import chat, completions, models, responses, unsupported
-from pyvllama.server.openai.errors import InvalidRequest, openai_error
+from pyvllama.server.openai.errors import openai_error
 from pyvllama.server.pool_setup import make_pool
 from pyvllama.server.request_log import RequestLog
 from pyvllama.server.settings import Settings
-from pyvllama.server.validation import validation_message
 
-__all__ = ["create_app"]
+__all__ = ["cors", "create_app"]
 
 logger = logging.getLogger("pyvllama.server")
 
@@ -79,14 +78,14 @@ def create_app(settings: Settings, pool: ModelPool | None = None) -> FastAPI:
             Middleware(RequestLog, metrics=metrics, log_prompts=settings.log_prompts),
             Middleware(HostCheck, settings=settings),
             Middleware(OriginCheck, origins=settings.cors_origins),
-            *_cors(settings),
+            *cors(settings),
             Middleware(ApiKeys, keys=settings.api_keys),
             Middleware(BodyLimit, max_bytes=settings.max_body_bytes),
         ],
         exception_handlers={
-            RequestValidationError: _invalid_request,
+            RequestValidationError: _in_its_words,
             HTTPException: _http_error,
-            VllamaError: _our_error,
+            VllamaError: _in_its_words,
         },
     )
     app.state.settings, app.state.metrics = settings, metrics
@@ -99,18 +98,17 @@ def create_app(settings: Settings, pool: ModelPool | None = None) -> FastAPI:
     return app
 
 
-def _cors(settings: Settings) -> list[Middleware]:
-    """Before the keys: a browser's preflight bears none."""
+def cors(settings: Settings) -> list[Middleware]:
+    """What tells browsers which pages may ask. To be put before the keys: a browser's preflight bears none."""
     if not settings.cors_origins:
         return []
-    exposed = ("X-Request-Id", "Retry-After")
     return [
         Middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=("GET", "POST", "DELETE", "HEAD", "OPTIONS"),
             allow_headers=("*",),
-            expose_headers=exposed,
+            expose_headers=("X-Request-Id", "Retry-After"),
         )
     ]
 
@@ -141,31 +139,17 @@ async def _load(state: Any) -> None:
         state.failed.set()
 
 
-async def _invalid_request(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError)
-    if not is_ollama_path(request.url.path):
-        return openai_error(error)
-    return error_response(request.url.path, 400, validation_message(error.errors(), error.body)[0])
+async def _in_its_words(request: Request, error: Exception) -> JSONResponse:
+    """As the API that was asked says it."""
+    return ollama_error(error) if is_ollama_path(request.url.path) else openai_error(error)
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
+    """The router's own errors, in more words than it has for them."""
     assert isinstance(error, HTTPException)
-    if isinstance(error, InvalidRequest):
-        return openai_error(error)
     status, path = error.status_code, request.url.path
-    message = str(error.detail)
-    if status == 404 and message == "Not Found":
-        message = f"there is nothing at {request.method} {path}"
+    if status == 404 and error.detail == "Not Found":
+        error = HTTPException(status, f"there is nothing at {request.method} {path}")
     elif status == 405:
-        message = f"{path} is not asked by {request.method}"
-    return error_response(path, status, message, headers=error.headers)
-
-
-async def _our_error(request: Request, error: Exception) -> JSONResponse:
-    path = request.url.path
-    if not is_ollama_path(path):
-        return openai_error(error)
-    status = status_of(error)
-    return error_response(
-        path, status.http, str(error), kind=status.kind, code=status.code, retry_after_s=status.retry_after_s
-    )
+        error = HTTPException(status, f"{path} is not asked by {request.method}", error.headers)
+    return await _in_its_words(request, error)

@@ -11,7 +11,7 @@ __all__ = ["router"]
 router = APIRouter(tags=["server"])
 
 
-@router.get("/health")
+@router.get("/health", responses={503: {"description": "It is not loaded yet."}})
 @router.get("/v1/health", include_in_schema=False)
 async def health(request: Request) -> JSONResponse:
     """Whether the default model is loaded: 200 `{"status": "ok"}`, or 503 while it is not. Needs no API key."""

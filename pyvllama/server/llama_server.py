@@ -16,8 +16,8 @@ from starlette.responses import JSONResponse, Response
 from pyvllama.model import Model
 from pyvllama.prompt import build_prompt
 from pyvllama.server.openai.chat_request import ChatMessage, read_conversation
-from pyvllama.server.openai.errors import ERRORS, InvalidRequest
-from pyvllama.server.openai.requested import served_model
+from pyvllama.server.openai.errors import ERRORS
+from pyvllama.server.openai.requested import check_tokens, served_model, text_of
 from pyvllama.server.openai.tools import Tool
 from pyvllama.server.openai.wire import AS_WHOLE, Answered, JSONObject, Said, as_json
 from pyvllama.tokenizer import IMAGE_TOKEN, Tokenizer
@@ -138,8 +138,8 @@ async def props(
                 "model_path": served.model.text_path.name,
                 "chat_template": served.model.template.source,
                 "modalities": {"vision": True, "audio": False},
-                "bos_token": _text(tokenizer, tokenizer.bos),
-                "eos_token": _text(tokenizer, tokenizer.eos),
+                "bos_token": "" if tokenizer.bos is None else text_of(tokenizer, [tokenizer.bos], "bos"),
+                "eos_token": "" if tokenizer.eos is None else text_of(tokenizer, [tokenizer.eos], "eos"),
                 "build_info": f"pyvllama {metadata.version('pyvllama')}",
             }
         )
@@ -161,9 +161,7 @@ async def detokenize(request: Request, body: DetokenizeRequest) -> Response:
     """Tokens to text; special tokens as their text."""
     async with AsyncExitStack() as stack:
         tokenizer = (await served_model(request, stack, body.model)).model.tokenizer
-        _check(tokenizer, body.tokens, "tokens")
-        pieces = await asyncio.to_thread(lambda: [tokenizer.piece(token, special=True) for token in body.tokens])
-        return JSONResponse({"content": b"".join(pieces).decode(errors="replace")})
+        return JSONResponse({"content": await asyncio.to_thread(text_of, tokenizer, body.tokens, "tokens")})
 
 
 @router.post("/apply-template", response_model=TemplateAnswer, responses=ERRORS)
@@ -192,14 +190,9 @@ def _tokens(tokenizer: Tokenizer, body: TokenizeRequest) -> list[int]:
         if isinstance(part, str):
             tokens += tokenizer.tokenize(part, parse_special=body.parse_special)
         else:
-            _check(tokenizer, [part], "content")
+            check_tokens(tokenizer, [part], "content")
             tokens.append(part)
     return tokens
-
-
-def _check(tokenizer: Tokenizer, tokens: list[int], field: str) -> None:
-    if bad := [token for token in tokens if token >= tokenizer.n_tokens]:
-        raise InvalidRequest(f"{field} has the token {bad[0]}, but tokens go from 0 to {tokenizer.n_tokens - 1}", field)
 
 
 def _piece(tokenizer: Tokenizer, token: int) -> str | list[int]:
@@ -208,9 +201,3 @@ def _piece(tokenizer: Tokenizer, token: int) -> str | list[int]:
         return piece.decode()
     except UnicodeDecodeError:
         return list(piece)
-
-
-def _text(tokenizer: Tokenizer, token: int | None) -> str:
-    """As text, "" if there is none."""
-    found: Any = b"" if token is None else tokenizer.piece(token, special=True)
-    return str(found.decode(errors="replace"))

@@ -12,6 +12,11 @@ from pyvllama.server.settings import Settings
 
 __all__ = ["make_pool"]
 
+_OF_LOAD = (  # settings that `pyvllama.load` has by the same names
+    *("n_ctx", "n_batch", "n_ubatch", "n_threads", "n_gpu_layers", "kv_type", "cross_kv_type", "flash_attn"),
+    *("image_cache_bytes", "image_cache_dir", "image_cache_disk_bytes"),
+)
+
 
 def make_pool(settings: Settings, on_answered: Callable[[Answer], object] | None = None) -> ModelPool:
     """The pool of the default model and of all that are kept on this machine; nothing is loaded yet.
@@ -33,17 +38,7 @@ def make_pool(settings: Settings, on_answered: Callable[[Answer], object] | None
             card.pair.mmproj,
             n_slots=settings.parallel,
             max_queue=settings.max_queue,
-            n_ctx=settings.n_ctx,
-            n_batch=settings.n_batch,
-            n_ubatch=settings.n_ubatch,
-            n_threads=settings.n_threads,
-            n_gpu_layers=settings.n_gpu_layers,
-            kv_type=settings.kv_type,
-            cross_kv_type=settings.cross_kv_type,
-            flash_attn=settings.flash_attn,
-            image_cache_bytes=settings.image_cache_bytes,
-            image_cache_dir=settings.image_cache_dir,
-            image_cache_disk_bytes=settings.image_cache_disk_bytes,
+            **{name: getattr(settings, name) for name in _OF_LOAD},
         )
         served.on_answered = on_answered
         return served

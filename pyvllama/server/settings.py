@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from pyvllama.context import KV_TYPES, MAX_N_THREADS
 from pyvllama.errors import ConfigError
+from pyvllama.image.limits import ImageLimits
 from pyvllama.loading import DEFAULT_IMAGE_CACHE_BYTES, DEFAULT_IMAGE_CACHE_DISK_BYTES
 from pyvllama.model import CROSS_KV_TYPES
 from pyvllama.types import Pair
@@ -93,11 +94,11 @@ class Settings:
     allowed_hosts: tuple[str, ...] = ()
     media_path: Path | None = None
     allow_private_urls: bool = False
-    max_image_bytes: int = 64 * _MiB
-    max_image_pixels: int = 89_478_485
+    max_image_bytes: int = ImageLimits.max_bytes
+    max_image_pixels: int = ImageLimits.max_pixels
     max_images: int = 64
     max_total_pixels: int = 1 << 29
-    image_timeout_s: float = 30.0
+    image_timeout_s: float = ImageLimits.timeout_s
     max_body_bytes: int = 128 * _MiB
     log_format: str = "text"
     log_prompts: bool = False

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import dataclasses
+import functools
 import http.server
 import ipaddress
 import socket
@@ -12,6 +13,7 @@ import threading
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from openai_talk import RINGS
 from pictures import PNG, encoded, noise, same
 
 from pyvllama.errors import ImageError, ImageFetchRefused, ImageTooLarge
@@ -233,6 +235,16 @@ def test_private_addresses_for_those_who_need_them(machines):
     assert same(load_image(f"http://127.0.0.1:{port}/a.png", limits=limits), noise())
 
 
+@needs_two_loopbacks
+def test_proxies_of_the_environment_are_not_asked(machines, monkeypatch):
+    _, port = machines
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    limits = image_limits(Settings(allow_private_urls=True))
+    assert same(load_image(f"http://{OUTSIDE}:{port}/a.png", limits=limits), noise())
+
+
 def test_bytes_and_pixels():
     uri = "data:image/png;base64," + base64.b64encode(PNG).decode()
     with pytest.raises(ImageTooLarge, match="bytes"):
@@ -260,3 +272,39 @@ def test_files_below_the_media_path(tmp_path):
         load_image("../a.png", limits=limits)
     with pytest.raises(ImageError, match="refused"):
         load_image("a.png", limits=LIMITS)
+
+
+# --- through the server ---
+
+
+@pytest.fixture
+def answer_to(make_server):
+    """answer_to(url, **settings) -> a server's response to a question about this picture."""
+
+    def ask(url, **settings):
+        content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "Describe the image."}]
+        body = {"messages": [{"role": "user", "content": content}], "temperature": 0}
+        return make_server(**settings).client.post("/v1/chat/completions", json=body)
+
+    return ask
+
+
+@pytest.mark.parametrize("spelling", ["01_square.png", "file://01_square.png", "file://{}/01_square.png"])
+def test_a_client_names_a_file_below_the_media_path(answer_to, pocket_checkpoint, spelling):
+    folder = pocket_checkpoint / "samples"
+    response = answer_to(spelling.format(folder), media_path=folder)
+    assert response.json()["choices"][0]["message"]["content"] == RINGS
+
+
+def test_a_client_names_an_address(answer_to, pocket_checkpoint):
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=pocket_checkpoint / "samples")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as pictures:
+        threading.Thread(target=pictures.serve_forever, kwargs={"poll_interval": 0.02}).start()
+        try:
+            url = f"http://127.0.0.1:{pictures.server_port}/01_square.png"
+            assert answer_to(url, allow_private_urls=True).json()["choices"][0]["message"]["content"] == RINGS
+            refused = answer_to(url)
+        finally:
+            pictures.shutdown()
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_image")
+    assert "not contacted" in refused.json()["error"]["message"]

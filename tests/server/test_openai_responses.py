@@ -1,12 +1,12 @@
 """`/v1/responses` asked by the official client, and the order of its events."""
 
 import json
-import time
 
 import openai
 import pytest
 from openai.types.responses import Response
 from openai_talk import RINGS, SHAPE, WEATHER, connect, endless, n_open
+from shell import wait_until
 from talk import data_uri
 
 from pyvllama.errors import BackendError
@@ -281,10 +281,7 @@ def test_a_client_that_goes_away(client, server):
     for _ in range(6):
         next(events)
     events.close()
-    deadline = time.monotonic() + 20
-    while n_open(server):
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_until(lambda: n_open(server) == 0)
 
 
 def test_text_before_a_call_is_a_message_of_its_own():

@@ -20,7 +20,7 @@ POSTED = [
     "/detokenize",
     "/apply-template",
 ]
-ASKED = ["/v1/models", "/v1/models/{model}", "/props"]
+ASKED = ["/v1/models", "/v1/models/{model}", "/props", "/health", "/metrics"]
 LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 FEW = hypothesis.settings(
     max_examples=10,

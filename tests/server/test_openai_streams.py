@@ -8,6 +8,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionChunk
 from openai_talk import RINGS, WEATHER, connect, endless, n_open, picture, said
+from shell import wait_until
 
 from pyvllama.errors import BackendError
 
@@ -35,13 +36,6 @@ def lines_of(server, messages, **options):
     answer = server.client.post("/v1/chat/completions", json=body)
     assert answer.headers["content-type"].startswith("text/event-stream")
     return answer.text.split("\n\n")
-
-
-def wait_until(condition, seconds=20.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.005)
 
 
 # --- chunks ---
@@ -162,14 +156,14 @@ def test_pings_keep_a_silent_stream_alive(client, server, monkeypatch, pocket_ch
 
 @contextmanager
 def failing(monkeypatch, server, error):
-    """The engine of the server cannot decode any more."""
-    batcher = server.app.state.pool.loaded()[0].served.images
+    """The server cannot encode pictures any more."""
+    images = server.app.state.pool.loaded()[0].served.images
 
     def encode(*_):
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(batcher, "encode", encode)
+        patch.setattr(images, "encode", encode)
         yield
 
 

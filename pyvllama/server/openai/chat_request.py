@@ -3,12 +3,13 @@
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field
 
-from pyvllama.server.openai.tools import ResponseFormat, Tool, ToolChoice, chosen_tools
-from pyvllama.server.openai.wire import AS_WHOLE, MaxTokens, Said, SamplingFields, Stop, Text, as_json
+from pyvllama.server.openai.choices_request import ChoicesRequest
+from pyvllama.server.openai.tools import Tool, ToolChoice, chosen_tools
+from pyvllama.server.openai.wire import AS_WHOLE, MaxTokens, Said, Text, as_json
 
-__all__ = ["ChatMessage", "ChatRequest", "StreamOptions", "read_conversation"]
+__all__ = ["ChatMessage", "ChatRequest", "read_conversation"]
 
 Detail = Literal["auto", "low", "high"]
 
@@ -109,30 +110,18 @@ ChatMessage = Annotated[
 ]
 
 
-class StreamOptions(Said):
-    """What a stream has beside the answer."""
-
-    include_usage: bool | None = Field(None, description="A last chunk without choices has the `usage`.")
-
-
-class ChatRequest(SamplingFields):
+class ChatRequest(ChoicesRequest):
     """A conversation to be answered."""
 
     messages: list[ChatMessage] = Field(min_length=1, description="What was said and shown so far.")
-    stream_options: StreamOptions | None = Field(None, description="With stream only.")
     max_completion_tokens: MaxTokens = Field(
         None, description="Tokens to generate at most; -1 and null: until the context is full."
     )
     max_tokens: MaxTokens = Field(None, description="OpenAI's old name of max_completion_tokens, which goes first.")
-    n: Annotated[int, Field(ge=1, le=128), AS_WHOLE] | None = Field(
-        None, description="How many answers; with a seed the i-th has seed + i."
-    )
-    stop: Stop | None = Field(None, description="The answer ends before the first of these strings.")
     logprobs: bool | None = Field(None, description="Log-probabilities of the answer's tokens.")
     top_logprobs: Annotated[int, Field(ge=0, le=20), AS_WHOLE] | None = Field(
         None, description="And those of so many of the likeliest tokens at each place; needs logprobs."
     )
-    response_format: ResponseFormat | None = Field(None, description="JSON, of a schema or any.")
     tools: list[Tool] | None = Field(None, description="Functions that may be called, one at a time.")
     tool_choice: ToolChoice | None = Field(
         None, description="Whether one must be called, and which; auto where there are tools."
@@ -141,30 +130,15 @@ class ChatRequest(SamplingFields):
         None, description="Leave the oldest turns away if the conversation would not fit into the context otherwise."
     )
 
-    @field_validator("stream_options")
-    @classmethod
-    def _with_stream_only(cls, value: StreamOptions | None, info: ValidationInfo) -> StreamOptions | None:
-        if value is not None and not info.data.get("stream"):
-            raise ValueError("it is only allowed when stream is true")
-        return value
-
-    @property
-    def include_usage(self) -> bool:
-        """Whether a stream ends with its usage."""
-        return bool(self.stream_options and self.stream_options.include_usage)
-
     def options(self) -> dict[str, Any]:
         """For `ChatOptions.from_options`."""
         limit = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
         return {
-            **self.sampling(),
+            **self.choices(),
             **chosen_tools(self.tools, self.tool_choice),
             "max_tokens": None if limit == -1 else limit,
-            "n": self.n or 1,
-            "stop": self.stop or None,
             "logprobs": bool(self.logprobs),
             "top_logprobs": self.top_logprobs,
-            "response_format": None if self.response_format is None else as_json(self.response_format),
         }
 
 

@@ -4,14 +4,11 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from pyvllama.server.openai.chat_request import StreamOptions
-from pyvllama.server.openai.tools import ResponseFormat
-from pyvllama.server.openai.wire import AS_WHOLE, JSONObject, MaxTokens, SamplingFields, Stop, as_json
+from pyvllama.server.openai.choices_request import MAX_CHOICES, ChoicesRequest
+from pyvllama.server.openai.wire import AS_WHOLE, JSONObject, MaxTokens
 
-__all__ = ["MAX_CHOICES", "CompletionRequest"]
+__all__ = ["CompletionRequest"]
 
-MAX_CHOICES = 128
-"""Of all prompts of a request together."""
 _DEFAULT_MAX_TOKENS = 16  # OpenAI's
 _TokenId = Annotated[int, Field(ge=0, le=2**31 - 1), AS_WHOLE]
 _Tokens = Annotated[list[_TokenId], Field(min_length=1)]
@@ -19,20 +16,15 @@ _Strings = Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES)]
 _TokenLists = Annotated[list[_Tokens], Field(min_length=1, max_length=MAX_CHOICES)]
 
 
-class CompletionRequest(SamplingFields):
+class CompletionRequest(ChoicesRequest):
     """A text to be gone on with, as it is: no chat template."""
 
     prompt: str | _Tokens | _Strings | _TokenLists = Field(
         description="Text (special tokens in it count as such), its token ids, or several of either."
     )
-    stream_options: StreamOptions | None = Field(None, description="With stream only.")
     max_tokens: MaxTokens = Field(
         None, description=f"Tokens to generate at most, {_DEFAULT_MAX_TOKENS} if null; -1: until the context is full."
     )
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES), AS_WHOLE] | None = Field(
-        None, description="How many answers to each prompt; with a seed the i-th has seed + i."
-    )
-    stop: Stop | None = Field(None, description="The answer ends before the first of these strings.")
     logprobs: Annotated[int, Field(ge=0, le=20), AS_WHOLE] | None = Field(
         None, description="Log-probabilities of the answer's tokens and of so many of the likeliest at each place."
     )
@@ -43,17 +35,9 @@ class CompletionRequest(SamplingFields):
     suffix: str | None = Field(
         None, description="Refused: Llama 3.2 cannot fill in a middle.", json_schema_extra={"maxLength": 0}
     )
-    response_format: ResponseFormat | None = Field(None, description="JSON, of a schema or any.")
     json_schema: JSONObject | None = Field(
         None, description="A JSON Schema that the answer follows. (llama-server's; OpenAI's name is response_format.)"
     )
-
-    @field_validator("stream_options")
-    @classmethod
-    def _with_stream_only(cls, value: StreamOptions | None, info: ValidationInfo) -> StreamOptions | None:
-        if value is not None and not info.data.get("stream"):
-            raise ValueError("it is only allowed when stream is true")
-        return value
 
     @field_validator("echo")
     @classmethod
@@ -77,11 +61,6 @@ class CompletionRequest(SamplingFields):
         return value
 
     @property
-    def include_usage(self) -> bool:
-        """Whether a stream ends with its usage."""
-        return bool(self.stream_options and self.stream_options.include_usage)
-
-    @property
     def prompts(self) -> list[str | list[int]]:
         """One or several."""
         prompt: Any = self.prompt
@@ -91,15 +70,12 @@ class CompletionRequest(SamplingFields):
     def options(self) -> dict[str, Any]:
         """For `ChatOptions.from_options`."""
         limit = _DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
-        response_format = None if self.response_format is None else as_json(self.response_format)
-        if self.json_schema is not None:
-            response_format = response_format or {"type": "json_object", "schema": self.json_schema}
-        return {
-            **self.sampling(),
+        options = {
+            **self.choices(),
             "max_tokens": None if limit == -1 else limit,
-            "n": self.n or 1,
-            "stop": self.stop or None,
             "logprobs": self.logprobs is not None,
             "top_logprobs": self.logprobs,
-            "response_format": response_format,
         }
+        if self.json_schema is not None and self.response_format is None:
+            options["response_format"] = {"type": "json_object", "schema": self.json_schema}
+        return options

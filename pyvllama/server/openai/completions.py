@@ -11,12 +11,13 @@ from starlette.responses import JSONResponse, Response
 from pyvllama.completion import Delta
 from pyvllama.server.answer import Answer
 from pyvllama.server.openai.answers import TextCompletion
-from pyvllama.server.openai.completion_request import MAX_CHOICES, CompletionRequest
+from pyvllama.server.openai.choices_request import MAX_CHOICES
+from pyvllama.server.openai.completion_request import CompletionRequest
 from pyvllama.server.openai.costs import costs_of, timings_of
 from pyvllama.server.openai.documents import streamed
 from pyvllama.server.openai.errors import InvalidRequest
 from pyvllama.server.openai.events import DONE, PING, PING_S, begin_stream, event, or_error, with_usage_null
-from pyvllama.server.openai.requested import note_costs, read_options, served_model
+from pyvllama.server.openai.requested import note_costs, read_options, served_model, text_of
 from pyvllama.server.openai.text_pieces import TextPieces
 from pyvllama.server.served_model import ServedModel
 
@@ -65,18 +66,8 @@ async def create_completion(request: Request, body: CompletionRequest) -> Respon
 
 
 def _echoes(served: ServedModel, prompts: Sequence[str | list[int]]) -> list[str]:
-    return [_text_of(served, prompt, i) for i, prompt in enumerate(prompts)]
-
-
-def _text_of(served: ServedModel, prompt: str | list[int], i: int) -> str:
-    if isinstance(prompt, str):
-        return prompt
     tokenizer = served.model.tokenizer
-    if bad := [token for token in prompt if token >= tokenizer.n_tokens]:
-        raise InvalidRequest(
-            f"prompt {i} has the token {bad[0]}, but tokens go from 0 to {tokenizer.n_tokens - 1}", "prompt"
-        )
-    return b"".join(tokenizer.piece(token, special=True) for token in prompt).decode(errors="replace")
+    return [prompt if isinstance(prompt, str) else text_of(tokenizer, prompt, "prompt") for prompt in prompts]
 
 
 async def _events(answers: Sequence[Answer], pieces: TextPieces, *, include_usage: bool) -> AsyncGenerator[bytes, None]:

@@ -9,9 +9,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from pyvllama.errors import ContextOverflow, ModelNotFound, VllamaError
+from pyvllama.server.error_response import error_body, error_response
 from pyvllama.server.errors import status_of
 from pyvllama.server.validation import validation_message
-from pyvllama.tokenizer import well_formed
 
 __all__ = ["ERRORS", "ErrorAnswer", "InvalidRequest", "error_object", "openai_error"]
 
@@ -61,7 +61,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 """The `responses` of a route."""
 
-_CODES = {401: "invalid_api_key", 404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
+_PATH = "/v1/"  # of all that is answered in this shape
 _FIELDS = (
     *("messages", "tools", "tool_choice", "response_format", "grammar", "logit_bias", "stop", "prompt", "n"),
     *("top_logprobs", "logprobs", "max_tokens", "seed", "temperature", "input"),
@@ -73,34 +73,29 @@ _FIRST_FIELD = re.compile(
 
 def openai_error(error: Exception) -> JSONResponse:
     """The answer to a request that failed: status, body, and Retry-After where it helps to wait."""
-    status, body, headers = _described(error)
-    return JSONResponse({"error": body}, status, headers)
+    status, message, more, headers = _described(error)
+    return error_response(_PATH, status, message, **more, **headers)
 
 
 def error_object(error: Exception) -> dict[str, Any]:
     """The `error` object alone, for a stream whose headers are sent."""
-    return _described(error)[1]
+    status, message, more, _ = _described(error)
+    found: dict[str, Any] = error_body(_PATH, status, message, **more)["error"]
+    return found
 
 
-def _described(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
+def _described(error: Exception) -> tuple[int, str, dict[str, Any], dict[str, Any]]:
+    """(status, message, what else the body has, what the headers have), as `error_response` takes them."""
     if isinstance(error, RequestValidationError):
         message, param = validation_message(error.errors(), error.body)
-        return 400, _object(message, "invalid_request_error", param, None), {}
+        return 400, message, {"param": param}, {}
     if isinstance(error, HTTPException):
-        kind = {501: "not_supported_error"}.get(error.status_code)
-        kind = kind or ("invalid_request_error" if error.status_code < 500 else "server_error")
-        code = "not_supported" if error.status_code == 501 else _CODES.get(error.status_code)
-        body = _object(str(error.detail), kind, getattr(error, "param", None), code)
-        return error.status_code, body, dict(error.headers or {})
+        param = getattr(error, "param", None)
+        return error.status_code, str(error.detail), {"param": param}, {"headers": error.headers}
     status = status_of(error)
     message = str(error) if isinstance(error, VllamaError) else "something went wrong here: the server's log has more"
-    headers = {} if status.retry_after_s is None else {"Retry-After": str(max(1, round(status.retry_after_s)))}
-    return status.http, _object(message, status.kind, _param_of(error), status.code), headers
-
-
-def _object(message: str, kind: str, param: str | None, code: str | None) -> dict[str, Any]:
-    param = None if param is None else well_formed(param)
-    return {"message": well_formed(message), "type": kind, "param": param, "code": code}
+    more = {"kind": status.kind, "code": status.code, "param": _param_of(error)}
+    return status.http, message, more, {"retry_after_s": status.retry_after_s}
 
 
 def _param_of(error: Exception) -> str | None:

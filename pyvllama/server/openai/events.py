@@ -19,7 +19,7 @@ PING_S = 10.0
 PING = b": ping\n\n"
 DONE = b"data: [DONE]\n\n"
 
-_log = logging.getLogger("pyvllama")
+logger = logging.getLogger("pyvllama.server")
 
 
 def event(data: Any, name: str | None = None) -> bytes:
@@ -48,7 +48,7 @@ async def or_error(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes,
 def log_unless_ours(error: Exception) -> None:
     """What the client is not told, the log has."""
     if not isinstance(error, VllamaError):
-        _log.error("a stream failed", exc_info=error)
+        logger.error("a stream failed", exc_info=error)
 
 
 def with_usage_null(objects: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -9,11 +9,13 @@ from starlette.requests import Request
 
 from pyvllama.chat_options import ChatOptions
 from pyvllama.server.answer import Answer
+from pyvllama.server.openai.errors import InvalidRequest
 from pyvllama.server.openai.wire import SamplingFields
 from pyvllama.server.request_log import log_fields
 from pyvllama.server.served_model import ServedModel
+from pyvllama.tokenizer import Tokenizer
 
-__all__ = ["begin_chat", "note_costs", "read_options", "served_model"]
+__all__ = ["begin_chat", "check_tokens", "note_costs", "read_options", "served_model", "text_of"]
 
 _MAY_BE_LARGE = ("response_format", "grammar", "tools", "logit_bias", "stop")
 
@@ -34,6 +36,27 @@ async def read_options(served: ServedModel, options: Mapping[str, Any]) -> ChatO
     if not any(options.get(name) for name in _MAY_BE_LARGE):
         return ChatOptions.from_options(served.model.sampling_defaults, options)
     return await asyncio.to_thread(ChatOptions.from_options, served.model.sampling_defaults, options)
+
+
+def check_tokens(tokenizer: Tokenizer, tokens: Sequence[int], field: str) -> None:
+    """Refuse tokens that the model does not have.
+
+    Args:
+        tokenizer: of the model.
+        tokens: not below 0.
+        field: of the request, where they stand.
+
+    Raises:
+        InvalidRequest: names the first of them.
+    """
+    if bad := [token for token in tokens if token >= tokenizer.n_tokens]:
+        raise InvalidRequest(f"{field} has the token {bad[0]}, but tokens go from 0 to {tokenizer.n_tokens - 1}", field)
+
+
+def text_of(tokenizer: Tokenizer, tokens: Sequence[int], field: str) -> str:
+    """The text of tokens, that of special ones too. Arguments and errors as of `check_tokens`."""
+    check_tokens(tokenizer, tokens, field)
+    return b"".join(tokenizer.piece(token, special=True) for token in tokens).decode(errors="replace")
 
 
 async def begin_chat(

@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator
 
 from pyvllama.server.openai.chat_request import Detail, RefusalPart
-from pyvllama.server.openai.tools import Function, Tool
-from pyvllama.server.openai.wire import AS_WHOLE, JSONObject, MaxTokens, Said, SamplingFields, Text, as_json
+from pyvllama.server.openai.tools import Function, JSONObjectFormat, JSONSchema, TextFormat, Tool
+from pyvllama.server.openai.wire import AS_WHOLE, MaxTokens, Said, SamplingFields, Text, as_json
 
 __all__ = ["ResponseRequest"]
 
@@ -90,26 +90,10 @@ class NamedFunction(Said):
     name: Text
 
 
-class TextFormat(Said):
-    """Any text."""
-
-    type: Literal["text"]
-
-
-class JSONObjectFormat(Said):
-    """A JSON object."""
-
-    type: Literal["json_object"]
-
-
-class JSONSchemaFormat(Said):
+class JSONSchemaFormat(JSONSchema):
     """JSON of a schema."""
 
     type: Literal["json_schema"]
-    name: str | None = None
-    description: str | None = None
-    schema_: JSONObject = Field(alias="schema")
-    strict: bool | None = Field(None, description="The answer always follows the schema here.")
 
 
 class TextConfig(Said):
@@ -196,7 +180,7 @@ class ResponseRequest(SamplingFields):
             return None
         if isinstance(form, JSONSchemaFormat):
             return {"type": "json_schema", "json_schema": {"schema": form.schema_}}
-        return {"type": form.type}
+        return as_json(form)
 
 
 _REFUSED = {

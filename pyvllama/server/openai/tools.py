@@ -7,7 +7,18 @@ from pydantic import Field
 
 from pyvllama.server.openai.wire import JSONObject, Said, as_json
 
-__all__ = ["AllowedTools", "Function", "NamedTool", "ResponseFormat", "Tool", "ToolChoice", "chosen_tools"]
+__all__ = [
+    "AllowedTools",
+    "Function",
+    "JSONObjectFormat",
+    "JSONSchema",
+    "NamedTool",
+    "ResponseFormat",
+    "TextFormat",
+    "Tool",
+    "ToolChoice",
+    "chosen_tools",
+]
 
 _FunctionName = Annotated[str, Field(min_length=1, max_length=256)]
 
