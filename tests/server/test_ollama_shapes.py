@@ -150,8 +150,6 @@ def test_a_long_keep_alive_takes_no_long_time():
 def test_times_are_rfc_3339():
     then = datetime(2026, 11, 23, 6, 10, 0, 1234, tzinfo=timezone(timedelta(hours=1)))
     assert rfc3339(then) == "2026-11-23T05:10:00.001234Z"
-    now = datetime.fromisoformat(rfc3339().replace("Z", "+00:00"))
-    assert abs(datetime.now(timezone.utc) - now) < timedelta(minutes=1)
     assert rfc3339(datetime.now(timezone.utc) + FOREVER).startswith("2")
 
 

@@ -55,7 +55,6 @@ def ns_of_s(s: float) -> int:
     return round(s * 1e9)
 
 
-def rfc3339(time: datetime | None = None) -> str:
-    """A time in UTC as `2026-11-23T05:10:00.123456Z`; None: now."""
-    time = (time or datetime.now(timezone.utc)).astimezone(timezone.utc)
-    return time.isoformat(timespec="microseconds").replace("+00:00", "Z")
+def rfc3339(time: datetime) -> str:
+    """A time in UTC as `2026-11-23T05:10:00.123456Z`."""
+    return time.astimezone(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")

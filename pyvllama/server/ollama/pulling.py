@@ -5,7 +5,7 @@ import contextlib
 import hashlib
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from pyvllama.errors import BackendError, VllamaError
 from pyvllama.hub_models import PairNames, fetch_pair
@@ -30,7 +30,7 @@ class Pull:
         self._stopped = threading.Event()
         self._told: tuple[str, float] = ("", 0.0)
 
-    async def steps(self) -> AsyncIterator[OllamaProgressResponse]:
+    async def steps(self) -> AsyncGenerator[OllamaProgressResponse, None]:
         """What happens, as it happens; left before its end, the download stops. It can be gone on with later.
 
         Raises:
