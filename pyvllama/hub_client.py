@@ -22,6 +22,7 @@ __all__ = [
     "hub_errors",
     "is_hub_id",
     "list_files",
+    "report",
     "scan_cache",
     "unreachable",
 ]
@@ -160,6 +161,16 @@ def fetch(
     return Path(str(folder))
 
 
+def report(progress: BytesProgress, done: int, total: int | None) -> None:
+    """Tell how far a download is.
+
+    Raises:
+        Cancelled: progress returned False.
+    """
+    if progress(done, total) is False:
+        raise Cancelled("the download was stopped; it goes on where it was when it is asked for again")
+
+
 def _reporting_bar(progress: BytesProgress) -> type[Any]:
     """A progress bar for the client that shows nothing and reports bytes.
 
@@ -182,8 +193,7 @@ def _reporting_bar(progress: BytesProgress) -> type[Any]:
             self.n += n or 0
             if any(bar is self for bar in bars):  # tqdm's == compares places on the screen
                 done, totals = max(bar.n for bar in bars), [bar.total for bar in bars if bar.total]
-                if progress(int(done), int(min(totals)) if totals else None) is False:
-                    raise Cancelled("the download was stopped; it goes on where it was when it is asked for again")
+                report(progress, int(done), int(min(totals)) if totals else None)
             return None
 
     return Bar
