@@ -133,8 +133,9 @@ def fetch(
         repo_id, revision, patterns: of the files.
         local_dir: put them there instead of into the cache.
         cache_dir: another place for the cache.
-        progress: called while bytes come in, from any thread, instead of the client's own bars. A stopped download
-            goes on where it was the next time. (Older clients do not tell: then it is never called.)
+        progress: called while bytes come in, from any thread, instead of the client's own bars. (Older clients do not
+            tell: then it is never called.) After a stop, files that are complete are not fetched again; one that is
+            not may begin anew: the client of 2.4 keeps no part of it.
 
     Returns:
         The directory of the snapshot in the cache, or local_dir.
@@ -168,7 +169,7 @@ def report(progress: BytesProgress, done: int, total: int | None) -> None:
         Cancelled: progress returned False.
     """
     if progress(done, total) is False:
-        raise Cancelled("the download was stopped; it goes on where it was when it is asked for again")
+        raise Cancelled("the download was stopped; asked for again, it fetches only the files that are not complete")
 
 
 def _reporting_bar(progress: BytesProgress) -> type[Any]:

@@ -62,8 +62,8 @@ def pull(
 ) -> Pair:
     """Fetch a text GGUF and its mmproj into the Hub client's own cache; what that holds already is not fetched again.
 
-    Environment and behaviour are the client's: HF_HOME, HF_TOKEN, HF_HUB_OFFLINE, progress bars, and a cut download
-    goes on where it stopped. The mmproj comes first: where it is none of ours, nothing else is fetched.
+    Environment and behaviour are the client's: HF_HOME, HF_TOKEN, HF_HUB_OFFLINE, progress bars; after a cut, files
+    that are complete are not fetched again. The mmproj comes first: where it is none of ours, nothing else is fetched.
 
     Args:
         repo_id: `user/repo`.

@@ -31,7 +31,7 @@ class Pull:
         self._told: tuple[str, float] = ("", 0.0)
 
     async def steps(self) -> AsyncGenerator[OllamaProgressResponse, None]:
-        """What happens, as it happens; left before its end, the download stops. It can be gone on with later.
+        """What happens, as it happens; left before its end, the download stops; asked for again, it fetches the rest.
 
         Raises:
             ModelNotFound, FormatError: as `fetch_pair`.
