@@ -55,7 +55,7 @@ def test_list(ollama_client, ollama_server):
     assert (details.parameter_size, details.quantization_level) == ("12.74M", "Q4_K_M")
 
 
-def test_an_alias_beside_the_first_name(pocket_checkpoint):
+def test_an_alias_beside_the_first_name():
     with serving(aliases=("one", "two:11b")) as running, ollama.Client(host=running.url) as ollama_client:
         assert sorted(model.model for model in ollama_client.list().models) == ["one:latest", "two:11b"]
         assert len({model.digest for model in ollama_client.list().models}) == 1

@@ -51,29 +51,33 @@ def test_requests_that_cannot_be_answered(ollama_client, stream):
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "status", "words"),
     [
-        (b"", "must be a JSON object"),
-        (b"{", "the body is no valid JSON"),
-        (b"[]", "must be a JSON object"),
-        (b"{}", "model: is required"),
-        (b'{"model": ""}', "model is required"),
-        (b'{"model": 1}', "model: "),
-        (b'{"model": "x", "options": {"temperature": NaN}}', "options.temperature"),
-        (b'{"model": "x", "messages": ' + b"[" * 100000 + b"}", ""),
-        (b'\xff\xfe{"model"', ""),
-        (b'{"model": "\\ud800"}', ""),
+        (b"", 400, "must be a JSON object"),
+        (b"{", 400, "the body is no valid JSON"),
+        (b"[]", 400, "must be a JSON object"),
+        (b"{}", 400, "is required"),
+        (b'{"model": ""}', 400, "model is required"),
+        (b'{"model": 1}', 400, "model: should be a valid string"),
+        (b'{"model": "x", "messages": ' + b"[" * 100000 + b"}", 400, "parsing the body"),
+        (b'\xff\xfe{"model"', 400, "the body is no valid JSON"),
+        (b'{"model": "\\ud800"}', 404, "not found, try pulling it first"),
     ],
 )
-def test_broken_requests(ollama_server, content, words):
-    for path in ("chat", "generate", "show"):
-        if path == "show" and words == "model: is required":
-            continue  # `name` would do as well
-        response = httpx.post(f"{ollama_server.url}/api/{path}", content=content)
-        assert response.status_code in (400, 404)
-        body = response.json()
-        assert list(body) == ["error"]
-        assert path == "show" or words in body["error"]
+@pytest.mark.parametrize("path", ["chat", "generate", "show"])
+def test_broken_requests(ollama_server, path, content, status, words):
+    response = httpx.post(f"{ollama_server.url}/api/{path}", content=content)
+    body = response.json()
+    assert (response.status_code, list(body)) == (status, ["error"])
+    assert words in body["error"]
+
+
+@pytest.mark.parametrize("path", ["chat", "generate"])
+def test_a_number_that_is_none(ollama_server, path):
+    content = b'{"model": "x", "options": {"temperature": NaN}}'
+    response = httpx.post(f"{ollama_server.url}/api/{path}", content=content)
+    assert response.status_code == 400
+    assert "options.temperature" in response.json()["error"]
 
 
 def test_what_is_not_there(ollama_server):
