@@ -10,6 +10,8 @@ import pytest
 from ollama_server import ANSWER, GREEDY, N_CTX, NAME, ask, n_open, refusal, serving
 from shell import wait_until
 
+from pyvllama.errors import BackendError
+
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_unknown_models(ollama_client, stream):
@@ -142,8 +144,14 @@ def test_foreign_web_pages_are_kept_out(ollama_server):
     assert "origin" in response.json()["error"]
 
 
-def test_an_error_on_the_way_is_the_last_line(ollama_client, ollama_server, monkeypatch):
-    from pyvllama.errors import BackendError
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (BackendError("the machine is on fire"), "the machine is on fire"),
+        (RuntimeError("a secret of the server"), "the server failed; its log tells more"),
+    ],
+)
+def test_an_error_on_the_way_is_the_last_line(ollama_client, ollama_server, monkeypatch, caplog, error, words):
     from pyvllama.server.answer import Answer
 
     real = Answer.batches
@@ -151,14 +159,16 @@ def test_an_error_on_the_way_is_the_last_line(ollama_client, ollama_server, monk
     async def failing(self, idle_s=None):
         async for batch in real(self, idle_s):
             yield batch
-            raise BackendError("the machine is on fire")
+            raise error
 
     monkeypatch.setattr(Answer, "batches", failing)
     pieces = []
-    with pytest.raises(ollama.ResponseError, match="the machine is on fire"):
+    with pytest.raises(ollama.ResponseError, match=words):
         for piece in ollama_client.chat(NAME, [ask("Hello!")], stream=True):
             pieces += [piece]
     assert pieces
-    assert refusal(ollama_client.chat, NAME, [ask("Hello!")]) == (500, "the machine is on fire")
+    assert ("a secret of the server" in caplog.text) == isinstance(error, RuntimeError)
+    status, said = refusal(ollama_client.chat, NAME, [ask("Hello!")])
+    assert (status, said.partition(" (")[0]) == (500, words)  # without the request's id
     monkeypatch.undo()
     wait_until(lambda: n_open(ollama_server) == 0)

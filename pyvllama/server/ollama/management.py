@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, aclosing
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from pyvllama.errors import Cancelled, VllamaError
+from pyvllama.errors import Cancelled
 from pyvllama.hub_client import list_files
 from pyvllama.hub_models import parse_hub_name, select_pair
 from pyvllama.inventory import find_items, remove_items
@@ -77,7 +77,7 @@ async def _lines(steps: AsyncIterator[OllamaProgressResponse]) -> AsyncIterator[
     try:
         async for step in steps:
             yield line(step)
-    except VllamaError as e:
+    except Exception as e:
         yield error_line(e)
 
 
