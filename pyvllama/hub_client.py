@@ -22,6 +22,7 @@ __all__ = [
     "hub_errors",
     "is_hub_id",
     "list_files",
+    "report",
     "scan_cache",
     "unreachable",
 ]
@@ -132,8 +133,9 @@ def fetch(
         repo_id, revision, patterns: of the files.
         local_dir: put them there instead of into the cache.
         cache_dir: another place for the cache.
-        progress: called while bytes come in, from any thread, instead of the client's own bars. A stopped download
-            goes on where it was the next time. (Older clients do not tell: then it is never called.)
+        progress: called while bytes come in, from any thread, instead of the client's own bars. (Older clients do not
+            tell: then it is never called.) After a stop, files that are complete are not fetched again; one that is
+            not may begin anew: the client of 2.4 keeps no part of it.
 
     Returns:
         The directory of the snapshot in the cache, or local_dir.
@@ -160,6 +162,16 @@ def fetch(
     return Path(str(folder))
 
 
+def report(progress: BytesProgress, done: int, total: int | None) -> None:
+    """Tell how far a download is.
+
+    Raises:
+        Cancelled: progress returned False.
+    """
+    if progress(done, total) is False:
+        raise Cancelled("the download was stopped; asked for again, it fetches only the files that are not complete")
+
+
 def _reporting_bar(progress: BytesProgress) -> type[Any]:
     """A progress bar for the client that shows nothing and reports bytes.
 
@@ -182,8 +194,7 @@ def _reporting_bar(progress: BytesProgress) -> type[Any]:
             self.n += n or 0
             if any(bar is self for bar in bars):  # tqdm's == compares places on the screen
                 done, totals = max(bar.n for bar in bars), [bar.total for bar in bars if bar.total]
-                if progress(int(done), int(min(totals)) if totals else None) is False:
-                    raise Cancelled("the download was stopped; it goes on where it was when it is asked for again")
+                report(progress, int(done), int(min(totals)) if totals else None)
             return None
 
     return Bar

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from pyvllama.errors import Cancelled, FormatError, ModelNotFound
+from pyvllama.errors import FormatError, ModelNotFound
 from pyvllama.file_names import MMPROJ_PREFIX, is_text_name, parse_file_name, shards_of
 from pyvllama.gguf_file import GGUFFile
-from pyvllama.hub_client import HUB, BytesProgress, fetch, is_hub_id, list_files
+from pyvllama.hub_client import HUB, fetch, is_hub_id, list_files, report
 from pyvllama.types import Pair
 
 __all__ = [
@@ -61,8 +62,8 @@ def pull(
 ) -> Pair:
     """Fetch a text GGUF and its mmproj into the Hub client's own cache; what that holds already is not fetched again.
 
-    Environment and behaviour are the client's: HF_HOME, HF_TOKEN, HF_HUB_OFFLINE, progress bars, and a cut download
-    goes on where it stopped. The mmproj comes first: where it is none of ours, nothing else is fetched.
+    Environment and behaviour are the client's: HF_HOME, HF_TOKEN, HF_HUB_OFFLINE, progress bars; after a cut, files
+    that are complete are not fetched again. The mmproj comes first: where it is none of ours, nothing else is fetched.
 
     Args:
         repo_id: `user/repo`.
@@ -92,7 +93,7 @@ def fetch_pair(
     Raises:
         ModelNotFound, FormatError: as `pull`. Cancelled: progress returned False.
     """
-    _pull_file(repo_id, names.mmproj, revision, progress)
+    _pull_mmproj(repo_id, names.mmproj, revision, progress)
     if progress is not None:
         for name in names.text:
             _fetch_one(repo_id, name, revision, progress)
@@ -109,30 +110,22 @@ def pull_mmproj(repo_id: str, mmproj_type: str | None = None, *, revision: str |
         ModelNotFound, FormatError: as `pull`.
     """
     name = select_mmproj(list_files(repo_id, revision).files, mmproj_type, where=repo_id)
-    return _pull_file(repo_id, name, revision)
+    return _pull_mmproj(repo_id, name, revision)
 
 
 def _fetch_one(repo_id: str, name: str, revision: str | None, progress: FileProgress | None) -> Path:
     if progress is None:
         return fetch(repo_id, revision, [glob.escape(name)]) / name
-    report = progress
-
-    def of_file(done: int, total: int | None) -> bool | None:
-        return report(name, done, total)
-
-    _go_on(of_file, 0, None)
+    of_file = functools.partial(progress, name)
+    report(of_file, 0, None)
     path = fetch(repo_id, revision, [glob.escape(name)], progress=of_file) / name
     if path.is_file():
-        _go_on(of_file, path.stat().st_size, path.stat().st_size)
+        n_bytes = path.stat().st_size
+        report(of_file, n_bytes, n_bytes)
     return path
 
 
-def _go_on(progress: BytesProgress, done: int, total: int | None) -> None:
-    if progress(done, total) is False:
-        raise Cancelled("the download was stopped; it goes on where it was when it is asked for again")
-
-
-def _pull_file(repo_id: str, name: str, revision: str | None, progress: FileProgress | None = None) -> Path:
+def _pull_mmproj(repo_id: str, name: str, revision: str | None, progress: FileProgress | None = None) -> Path:
     path = _fetch_one(repo_id, name, revision, progress)
     if not path.is_file():
         raise ModelNotFound(f"{repo_id}: not in the Hub's cache, and the Hub cannot be reached: {name}")

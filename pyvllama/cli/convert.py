@@ -91,9 +91,9 @@ def convert(
 
     SRC is a directory: of Hugging Face's form (config.json, *.safetensors) or of Meta's (consolidated.*.pth,
     params.json, tokenizer.model; nothing in it is executed). Or it is the id of a repository on the Hub, such as
-    meta-llama/Llama-3.2-11B-Vision-Instruct: it is downloaded into the Hub's cache (HF_HOME; a cut download goes on
-    where it stopped; with HF_HUB_OFFLINE=1 only the cache is used). A gated repository needs its licence accepted on
-    the Hub and a token (`hf auth login`, or HF_TOKEN).
+    meta-llama/Llama-3.2-11B-Vision-Instruct: it is downloaded into the Hub's cache (HF_HOME; run again after
+    a cut, it fetches only the files that are not complete; with HF_HUB_OFFLINE=1 only the cache is used). A gated
+    repository needs its licence accepted on the Hub and a token (`hf auth login`, or HF_TOKEN).
 
     Or it is ollama:NAME[:TAG], a model that Ollama has pulled (in $OLLAMA_MODELS, ~/.ollama/models or a service's
     directory): its files are repacked, every tensor as it is, so it takes no -q and the like.

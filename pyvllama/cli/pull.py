@@ -18,8 +18,8 @@ def pull(name: str, mmproj_type: str | None, revision: str | None) -> None:
     """Fetch a text GGUF and its mmproj from the Hub, into the Hub's own cache.
 
     REPO is user/name; QUANT a type as the file names have it, in any case (default: Q4_K_M, else Q8_0, else the first).
-    All parts of a split file are fetched. A cut download goes on where it stopped. HF_HOME, HF_TOKEN and HF_HUB_OFFLINE
-    mean what they mean to the Hub's client.
+    All parts of a split file are fetched. Run again after a cut, it fetches only the files that are not complete.
+    HF_HOME, HF_TOKEN and HF_HUB_OFFLINE mean what they mean to the Hub's client.
 
     \b
     pyvllama pull somebody/Llama-3.2-11B-Vision-Instruct-GGUF

@@ -112,8 +112,9 @@ def test_dark_mode_follows_the_system_until_it_is_chosen(page: Any):
     page.emulate_media(color_scheme="dark")
     dark = page.evaluate(ground)
     assert light != dark
+    switch = page.get_by_role("button", name="Dark mode", pressed=True)  # the page hears of it a moment later
+    switch.wait_for()
     switch = page.get_by_role("button", name="Dark mode")
-    assert switch.get_attribute("aria-pressed") == "true"
     switch.click()
     assert page.evaluate(ground) == light
     assert switch.get_attribute("aria-pressed") == "false"
@@ -128,10 +129,8 @@ def test_landmarks_headings_and_names(open_page: Any, fake: Fake):
     page = open_page(may_fail=True)
     fill(page, fake)
     assert page.locator("html").get_attribute("lang") == "en"
-    for role in ("main", "complementary", "navigation", "banner"):
-        assert page.get_by_role(role).count() <= 1
-    assert page.get_by_role("main").count() == 1
-    assert page.get_by_role("navigation", name="Chats").count() == 1
+    for role, name in (("main", None), ("complementary", "Chats"), ("navigation", "Chats")):
+        assert page.get_by_role(role).count() == page.get_by_role(role, name=name).count() == 1
     assert page.get_by_role("form", name="New message").count() == 1
     assert page.locator("h1").count() == 1
     levels = page.locator("main :is(h1, h2, h3, h4, h5, h6)").evaluate_all(
@@ -238,16 +237,21 @@ def walk(page: Any) -> list[str]:
     """Names of all that Tab reaches, each of which must show the focus."""
     reached = []
     page.evaluate("document.activeElement.blur()")
+    border = page.evaluate("getComputedStyle(document.getElementById('composer')).borderTopColor")
     for _ in range(60):
         page.keyboard.press("Tab")
         name, outline, visible = page.evaluate(
-            """() => {
+            """(border) => {
                 const e = document.activeElement;
-                const style = getComputedStyle(e);
-                const field = e.id === "composer-text" && getComputedStyle(e.form).borderTopColor !== style.color;
-                return [e.ariaLabel ?? e.textContent.trim(), field || parseFloat(style.outlineWidth) >= 2,
-                        e === document.body || e.checkVisibility({ opacityProperty: true })];
-            }"""
+                if (e === document.body) return ["", true, true]; // between the last and the first
+                const { outlineStyle, outlineWidth } = getComputedStyle(e);
+                const isField = e.id === "composer-text"; // its form shows the focus
+                const isOutlined = outlineStyle !== "none" && parseFloat(outlineWidth) >= 2;
+                return [e.ariaLabel ?? e.textContent.trim(),
+                        isField ? getComputedStyle(e.form).borderTopColor !== border : isOutlined,
+                        e.checkVisibility({ opacityProperty: true })];
+            }""",
+            border,
         )
         assert outline, name
         assert visible, name
@@ -301,14 +305,14 @@ def test_on_a_phone(open_page: Any, fake: Fake):
         "document.getElementById('scroll').scrollWidth <= document.getElementById('scroll').clientWidth"
     )
     assert not page.locator("#sidebar").is_visible()
-    small = page.evaluate(
+    sides = page.evaluate(
         """() => [...document.querySelectorAll("button")]
             .filter((b) => b.checkVisibility() && !b.closest(".failure, .notice, #attached, .code"))
             .map((b) => [b.getBoundingClientRect(), b.outerHTML.slice(0, 100)])
-            .filter(([{ width, height }]) => Math.min(width, height) < 32)
-            .map(([box, html]) => html)"""
+            .map(([{ width, height }, html]) => [Math.min(width, height), html])"""
     )
-    assert small == []
+    assert len(sides) > 10
+    assert [html for side, html in sides if side < 32] == []
     page.get_by_label("Show the list of chats").tap()
     assert page.locator("#main").evaluate("main => main.inert")
     assert page.evaluate("document.activeElement.id") == "hide-sidebar"
@@ -318,12 +322,8 @@ def test_on_a_phone(open_page: Any, fake: Fake):
     page.get_by_label("Show the list of chats").tap()
     page.locator("#chats a").tap()
     assert not page.locator("#sidebar").is_visible()
-    for opener in ("#open-settings",):
-        page.locator(opener).tap()
-        assert page.evaluate(
-            "document.querySelector('dialog').scrollWidth <= document.querySelector('dialog').clientWidth"
-        )
-        page.keyboard.press("Escape")
+    page.locator("#open-settings").tap()
+    assert page.locator("dialog").evaluate("dialog => dialog.scrollWidth <= dialog.clientWidth")
 
 
 def test_a_fingers_enter_begins_a_new_line(open_page: Any, fake: Fake):
@@ -336,12 +336,13 @@ def test_a_fingers_enter_begins_a_new_line(open_page: Any, fake: Fake):
     assert fake.bodies[-1]["messages"][0]["content"] == "one\ntwo"
 
 
-def test_reduced_motion(open_page: Any):
-    page = open_page(reduced_motion="reduce")
+@pytest.mark.parametrize(("choice", "moves"), [("reduce", False), ("no-preference", True)])
+def test_reduced_motion(open_page: Any, choice: str, moves: bool):
+    page = open_page(reduced_motion=choice)
     page.fill("#composer-text", "slow")
     page.press("#composer-text", "Enter")
     page.locator(f"{ANSWERS}.live").get_by_text("word3").wait_for()
-    assert page.evaluate("document.getAnimations().length") == 0
+    assert page.evaluate("document.getAnimations().length > 0") == moves
     page.click("#stop")
     finished(page)
 

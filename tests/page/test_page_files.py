@@ -119,11 +119,31 @@ def test_no_text_becomes_markup_or_code(path):
         assert not re.search(r"<style|\sstyle=|\son\w+=|javascript:", text)
 
 
-@pytest.mark.parametrize("path", CODE, ids=lambda path: path.name)
-def test_icons_and_ids_that_are_used_exist(path):
+def test_icons_and_ids_that_are_used_exist_and_no_icon_is_idle():
     html = FILES["index.html"].read_text(encoding="utf-8")
-    text = path.read_text(encoding="utf-8")
-    for identifier in re.findall(r'byId\("([\w-]+)"\)', text):
-        assert f'id="{identifier}"' in html
-    for name in re.findall(r'(?:icon|iconButton)\("(\w+)"', text) + re.findall(r'href="#i-(\w+)"', text):
-        assert f'id="i-{name}"' in html
+    scripts = "\n".join(path.read_text(encoding="utf-8") for path in CODE if path.suffix == ".js")
+    ids = set(re.findall(r'\sid="([\w-]+)"', html))
+    used = set(re.findall(r'byId\("([\w-]+)"\)', scripts))
+    assert len(used) > 20
+    assert used <= ids
+    icons = {i.removeprefix("i-") for i in ids if i.startswith("i-")}
+    named = set(re.findall(r'href="#i-(\w+)"', html)) | set(re.findall(r'(?:icon|iconButton)\("(\w+)"', scripts))
+    chosen = {name for pair in re.findall(r'icon\(\w+ \? "(\w+)" : "(\w+)"\)', scripts) for name in pair}
+    assert named | chosen == icons
+
+
+def test_what_a_script_gives_others_is_taken():
+    scripts = {path.name: path.read_text(encoding="utf-8") for path in CODE if path.suffix == ".js"}
+    given = {
+        (name, what)
+        for name, text in scripts.items()
+        for what in re.findall(r"^export (?:async )?(?:const|class|function\*?) (\w+)", text, re.MULTILINE)
+    }
+    taken = {
+        (name, what)
+        for text in scripts.values()
+        for names, name in re.findall(r'^import \{ ([\w, ]+) \} from "\./([\w.-]+)"', text, re.MULTILINE)
+        for what in names.split(", ")
+    }
+    assert len(given) > 40
+    assert given == taken

@@ -25,7 +25,8 @@ def wait_for_messages(page: Any, n: int) -> None:
     page.locator(".message").nth(n - 1).wait_for()
 
 
-def download(page: Any, label: str) -> Path:
+def download(page: Any, label: str) -> Any:
+    """Playwright's Download."""
     page.get_by_role("button", name="Export and import").click()
     with page.expect_download() as waiting:
         page.get_by_role("button", name=label).click()

@@ -204,7 +204,7 @@ def test_by_address(page: Any, fake: Fake):
 
 def test_a_click_enlarges_and_escape_goes_back(page: Any):
     attach(page, ("wide.png", "image/png", png(800, 200)))
-    ask(page, "slow?").locator(".answer")
+    ask(page, "Look")
     thumb = page.locator(".message .thumb")
     assert thumb.locator("img").bounding_box()["width"] <= 18 * 16 + 1
     thumb.click()

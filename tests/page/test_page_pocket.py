@@ -10,6 +10,7 @@ import pytest
 from actions import ask, attach, finished, texts
 from fake_server import serving
 
+from pyvllama.engine import Engine
 from pyvllama.locate import pocket_samples
 from pyvllama.server.app import create_app
 from pyvllama.server.settings import Settings
@@ -35,7 +36,9 @@ def real(open_page: Any, url: str) -> Any:
     return open_page(url)
 
 
-def test_a_sample_picture_is_attached_and_the_right_answer_streams_in(real: Any):
+def test_a_sample_picture_is_attached_and_the_right_answer_streams_in(real: Any, monkeypatch: Any):
+    step = Engine._step
+    monkeypatch.setattr(Engine, "_step", lambda engine: (time.sleep(0.05), step(engine))[1])  # slower than the screen
     path, question = pocket_samples()[0]
     attach(real, (path.name, "image/png", Path(path).read_bytes()))
     real.locator("#attached img").wait_for()
@@ -53,7 +56,9 @@ def test_a_sample_picture_is_attached_and_the_right_answer_streams_in(real: Any)
     assert "picture " in costs
     assert "prompt " in costs
     assert "/s" in costs
+    monkeypatch.undo()
     states = list(dict.fromkeys(real.evaluate("window.states")))
+    assert len(states) > 3  # nothing, "The", "The star" ...
     assert all("The star is blue.".startswith(state) for state in states)
     assert states[-1] == "The star is blue."
     ask(real, "How many shapes are there?")

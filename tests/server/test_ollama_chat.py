@@ -58,18 +58,18 @@ def test_the_image_encoding_is_told(ollama_server, other_picture):
     assert second["image_encode_duration"] == 0  # known by then
 
 
-def test_several_turns(ollama_client, samples):
+@pytest.mark.parametrize("stream", [False, True])
+def test_several_turns(ollama_client, samples, stream):
     """The picture is sent with the first turn only, as apps do that keep the whole conversation."""
     for sample in samples[:3]:
-        messages = []
+        messages, said = [], []
         for i, qa in enumerate(sample["qa"]):
             messages.append(ask(qa["question"], *([sample["path"]] if i == 0 else [])))
-            answer = ollama_client.chat(NAME, messages, options=GREEDY)
-            if i == 0:
-                assert answer.message.content == qa["expected"]
-            assert answer.message.content
-            messages.append(answer.message)
-        assert [m["role"] for m in messages] == ["user", "assistant"] * 4
+            got = ollama_client.chat(NAME, messages, options=GREEDY, stream=stream)
+            said.append("".join(piece.message.content for piece in (got if stream else [got])))
+            messages.append({"role": "assistant", "content": said[-1]})
+        assert said == [qa["expected"] for qa in sample["qa"]]
+        assert len(said) == 4
 
 
 def test_a_new_picture_in_a_later_turn(ollama_client, samples):

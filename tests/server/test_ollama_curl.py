@@ -48,7 +48,7 @@ def run(ollama_server):
 def test_a_question_about_a_picture(run):
     (answer,) = run(WHOLE)
     assert answer["message"]["content"] == ANSWER
-    assert answer["image_encode_duration"] >= 0
+    assert answer["image_encode_duration"] > 0
 
 
 def test_a_stream(run):
@@ -71,6 +71,5 @@ def test_models(run):
     assert run(PS) == [{"models": []}]
 
 
-@pytest.mark.skipif("localhost:11434" not in README, reason="the README has no section on Ollama's API yet")
 def test_they_are_the_readme_s():
     assert f"```sh{BLOCK}```" in README

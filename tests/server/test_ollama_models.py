@@ -3,6 +3,7 @@
 from datetime import datetime, timezone
 
 import httpx
+import llama_cpp
 import ollama
 import pytest
 from ollama_server import ANSWER, GREEDY, N_CTX, NAME, ask, serving
@@ -55,7 +56,7 @@ def test_list(ollama_client, ollama_server):
     assert (details.parameter_size, details.quantization_level) == ("12.74M", "Q4_K_M")
 
 
-def test_an_alias_beside_the_first_name(pocket_checkpoint):
+def test_an_alias_beside_the_first_name():
     with serving(aliases=("one", "two:11b")) as running, ollama.Client(host=running.url) as ollama_client:
         assert sorted(model.model for model in ollama_client.list().models) == ["one:latest", "two:11b"]
         assert len({model.digest for model in ollama_client.list().models}) == 1
@@ -93,6 +94,18 @@ def test_ps(ollama_client):
     assert model.size == ollama_client.list().models[0].size
     assert model.size_vram == 0
     assert model.digest == ollama_client.list().models[0].digest
+
+
+def test_memory_of_a_gpu(monkeypatch):
+    """What was asked for counts only where this build can do it."""
+    can = llama_cpp.llama_supports_gpu_offload()
+    with serving(aliases=(NAME,), n_gpu_layers=-1) as running, ollama.Client(host=running.url) as ollama_client:
+        ollama_client.chat(NAME, [])
+        (model,) = ollama_client.ps().models
+        assert model.size_vram == (model.size if can else 0)
+        monkeypatch.setattr(llama_cpp, "llama_supports_gpu_offload", lambda: True)
+        (model,) = ollama_client.ps().models
+        assert model.size_vram == model.size
 
 
 def test_a_model_in_memory_whose_files_are_gone(ollama_client, monkeypatch):

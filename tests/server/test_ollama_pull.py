@@ -9,7 +9,7 @@ import httpx
 import hub_server
 import ollama
 import pytest
-from ollama_server import serving_program
+from ollama_server import GREEDY, serving_program
 from shell import wait_until
 
 from pyvllama.errors import Cancelled
@@ -20,7 +20,6 @@ from pyvllama.server.ollama.pulling import Pull
 REPO = "somebody/Pocket-GGUF"
 TEXT, MMPROJ = pocket_pair().text.name, pocket_pair().mmproj.name
 OTHER = "pocket-vllama-Q8_0.gguf"
-GREEDY = {"temperature": 0}
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +60,6 @@ def fetched(hub):
 
 def question(picture):
     return [{"role": "user", "content": "How many shapes are there?", "images": [picture]}]
-
-
-@pytest.fixture
-def picture(pocket_checkpoint):
-    return pocket_checkpoint / "samples" / "01_square.png"
 
 
 def test_pull_chat_delete(client, hub, picture):
@@ -173,19 +167,23 @@ def hub_client(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", constants.HUGGINGFACE_CO_URL_TEMPLATE, False)
 
 
-def test_a_stopped_download_goes_on(hub, hub_client, tmp_path):
+def test_a_stopped_download_is_asked_for_again(hub, hub_client):
     told = []
 
-    def stop(name, done, total):
+    def stop_in_the_first(name, done, total):
         told.append((name, done, total))
         return len(told) < 2
 
     names = PairNames((TEXT,), MMPROJ)
-    with pytest.raises(Cancelled, match="goes on where it was"):
-        fetch_pair(REPO, names, progress=stop)
+    with pytest.raises(Cancelled, match="fetches only the files that are not complete"):
+        fetch_pair(REPO, names, progress=stop_in_the_first)
     assert told[0] == (MMPROJ, 0, None)
     assert len(told) == 2
+    with pytest.raises(Cancelled):
+        fetch_pair(REPO, names, progress=lambda name, *_: name == MMPROJ)
+    hub.requests.clear()
     pair = fetch_pair(REPO, names, progress=lambda *_: True)
+    assert fetched(hub) == {TEXT}
     assert pair.text.read_bytes() == pocket_pair().text.read_bytes()
     assert pair.mmproj.read_bytes() == pocket_pair().mmproj.read_bytes()
 

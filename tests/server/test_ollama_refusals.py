@@ -10,6 +10,8 @@ import pytest
 from ollama_server import ANSWER, GREEDY, N_CTX, NAME, ask, n_open, refusal, serving
 from shell import wait_until
 
+from pyvllama.errors import BackendError
+
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_unknown_models(ollama_client, stream):
@@ -51,29 +53,33 @@ def test_requests_that_cannot_be_answered(ollama_client, stream):
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "status", "words"),
     [
-        (b"", "must be a JSON object"),
-        (b"{", "the body is no valid JSON"),
-        (b"[]", "must be a JSON object"),
-        (b"{}", "model: is required"),
-        (b'{"model": ""}', "model is required"),
-        (b'{"model": 1}', "model: "),
-        (b'{"model": "x", "options": {"temperature": NaN}}', "options.temperature"),
-        (b'{"model": "x", "messages": ' + b"[" * 100000 + b"}", ""),
-        (b'\xff\xfe{"model"', ""),
-        (b'{"model": "\\ud800"}', ""),
+        (b"", 400, "must be a JSON object"),
+        (b"{", 400, "the body is no valid JSON"),
+        (b"[]", 400, "must be a JSON object"),
+        (b"{}", 400, "is required"),
+        (b'{"model": ""}', 400, "model is required"),
+        (b'{"model": 1}', 400, "model: should be a valid string"),
+        (b'{"model": "x", "messages": ' + b"[" * 100000 + b"}", 400, "parsing the body"),
+        (b'\xff\xfe{"model"', 400, "the body is no valid JSON"),
+        (b'{"model": "\\ud800"}', 404, "not found, try pulling it first"),
     ],
 )
-def test_broken_requests(ollama_server, content, words):
-    for path in ("chat", "generate", "show"):
-        if path == "show" and words == "model: is required":
-            continue  # `name` would do as well
-        response = httpx.post(f"{ollama_server.url}/api/{path}", content=content)
-        assert response.status_code in (400, 404)
-        body = response.json()
-        assert list(body) == ["error"]
-        assert path == "show" or words in body["error"]
+@pytest.mark.parametrize("path", ["chat", "generate", "show"])
+def test_broken_requests(ollama_server, path, content, status, words):
+    response = httpx.post(f"{ollama_server.url}/api/{path}", content=content)
+    body = response.json()
+    assert (response.status_code, list(body)) == (status, ["error"])
+    assert words in body["error"]
+
+
+@pytest.mark.parametrize("path", ["chat", "generate"])
+def test_a_number_that_is_none(ollama_server, path):
+    content = b'{"model": "x", "options": {"temperature": NaN}}'
+    response = httpx.post(f"{ollama_server.url}/api/{path}", content=content)
+    assert response.status_code == 400
+    assert "options.temperature" in response.json()["error"]
 
 
 def test_what_is_not_there(ollama_server):
@@ -138,8 +144,14 @@ def test_foreign_web_pages_are_kept_out(ollama_server):
     assert "origin" in response.json()["error"]
 
 
-def test_an_error_on_the_way_is_the_last_line(ollama_client, ollama_server, monkeypatch):
-    from pyvllama.errors import BackendError
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (BackendError("the machine is on fire"), "the machine is on fire"),
+        (RuntimeError("a secret of the server"), "the server failed; its log tells more"),
+    ],
+)
+def test_an_error_on_the_way_is_the_last_line(ollama_client, ollama_server, monkeypatch, caplog, error, words):
     from pyvllama.server.answer import Answer
 
     real = Answer.batches
@@ -147,14 +159,16 @@ def test_an_error_on_the_way_is_the_last_line(ollama_client, ollama_server, monk
     async def failing(self, idle_s=None):
         async for batch in real(self, idle_s):
             yield batch
-            raise BackendError("the machine is on fire")
+            raise error
 
     monkeypatch.setattr(Answer, "batches", failing)
     pieces = []
-    with pytest.raises(ollama.ResponseError, match="the machine is on fire"):
+    with pytest.raises(ollama.ResponseError, match=words):
         for piece in ollama_client.chat(NAME, [ask("Hello!")], stream=True):
             pieces += [piece]
     assert pieces
-    assert refusal(ollama_client.chat, NAME, [ask("Hello!")]) == (500, "the machine is on fire")
+    assert ("a secret of the server" in caplog.text) == isinstance(error, RuntimeError)
+    status, said = refusal(ollama_client.chat, NAME, [ask("Hello!")])
+    assert (status, said.partition(" (")[0]) == (500, words)  # without the request's id
     monkeypatch.undo()
     wait_until(lambda: n_open(ollama_server) == 0)

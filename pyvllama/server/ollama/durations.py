@@ -9,7 +9,7 @@ from pyvllama.errors import ConfigError
 __all__ = ["DURATION", "FOREVER", "FOREVER_S", "duration_s", "ns_of_ms", "ns_of_s", "rfc3339"]
 
 _UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_PART = rf"(\d+\.?\d*|\.\d+)({'|'.join(sorted(_UNITS_S, key=len, reverse=True))})"
+_PART = rf"(\d+(?:\.\d*)?|\.\d+)({'|'.join(sorted(_UNITS_S, key=len, reverse=True))})"  # one way to read each: linear
 DURATION = rf"^[+-]?(({_PART})+|\d+(\.\d+)?)$"
 """What a duration may look like: Go's `1h30m`, `5m`, `-1s`; and a bare number of seconds."""
 
@@ -40,8 +40,9 @@ def _parse(text: str) -> float:
         raise ConfigError(f'keep_alive is {text!r:.80}: give seconds, or a duration such as "5m", "1h30m" or "-1"')
     sign = -1.0 if text.startswith("-") else 1.0
     bare = text.lstrip("+-")
-    parts = re.findall(_PART, bare)
-    return sign * (sum(float(n) * _UNITS_S[unit] for n, unit in parts) if parts else float(bare))
+    if bare[-1].isdigit():
+        return sign * float(bare)
+    return sign * sum(float(n) * _UNITS_S[unit] for n, unit in re.findall(_PART, bare))
 
 
 def ns_of_ms(ms: float) -> int:
@@ -54,7 +55,6 @@ def ns_of_s(s: float) -> int:
     return round(s * 1e9)
 
 
-def rfc3339(time: datetime | None = None) -> str:
-    """A time in UTC as `2026-11-23T05:10:00.123456Z`; None: now."""
-    time = (time or datetime.now(timezone.utc)).astimezone(timezone.utc)
-    return time.isoformat(timespec="microseconds").replace("+00:00", "Z")
+def rfc3339(time: datetime) -> str:
+    """A time in UTC as `2026-11-23T05:10:00.123456Z`."""
+    return time.astimezone(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -10,6 +10,7 @@ from pyvllama.errors import VllamaError
 from pyvllama.server.error_response import error_response
 from pyvllama.server.errors import status_of
 from pyvllama.server.ollama.responses import ErrorResponse
+from pyvllama.server.openai.events import log_unless_ours
 from pyvllama.server.validation import validation_message
 
 __all__ = ["ERRORS", "OllamaError", "error_line", "not_found", "ollama_error"]
@@ -53,5 +54,6 @@ def ollama_error(error: Exception) -> JSONResponse:
 
 
 def error_line(error: Exception) -> bytes:
-    """The last line of a stream that failed on its way."""
+    """The last line of a stream that failed on its way; what the client is not told, the log has."""
+    log_unless_ours(error)
     return bytes(ollama_error(error).body) + b"\n"

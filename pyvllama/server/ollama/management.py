@@ -1,13 +1,13 @@
 """`/api/pull` and `/api/delete`: models come and go, where the server's owner lets clients do that."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AsyncExitStack, aclosing
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from pyvllama.errors import Cancelled, VllamaError
+from pyvllama.errors import Cancelled
 from pyvllama.hub_client import list_files
 from pyvllama.hub_models import parse_hub_name, select_pair
 from pyvllama.inventory import find_items, remove_items
@@ -39,7 +39,7 @@ async def pull(request: Request, body: PullRequest) -> Response:
     name, state = body.wanted, request.app.state
     card = find_card(await asyncio.to_thread(state.pool.cards), name) if name else None
     is_from_hub = card is None or (card.is_kept and parse_hub_name(own_name(name)) is not None)
-    steps: AsyncIterator[OllamaProgressResponse]
+    steps: AsyncGenerator[OllamaProgressResponse, None]
     if card is not None and not (is_from_hub and state.settings.manage_models):
         steps = _nothing_to_do()
     else:
@@ -50,7 +50,7 @@ async def pull(request: Request, body: PullRequest) -> Response:
         steps = Pull(repo_id, select_pair(listing.files, quant, where=repo_id)).steps()
     async with AsyncExitStack() as stack:
         if body.stream is not False:
-            stack.push_async_callback(_close, steps)
+            stack.push_async_callback(steps.aclose)
             return AnswerStream(_lines(steps), stack.pop_all(), NDJSON)
         return json_response(await _last(steps, request))
 
@@ -69,30 +69,22 @@ async def delete(request: Request, body: DeleteRequest) -> Response:
     return Response()
 
 
-async def _nothing_to_do() -> AsyncIterator[OllamaProgressResponse]:
+async def _nothing_to_do() -> AsyncGenerator[OllamaProgressResponse, None]:
     yield OllamaProgressResponse(status="success")
-
-
-async def _close(steps: AsyncIterator[OllamaProgressResponse]) -> None:
-    if (aclose := getattr(steps, "aclose", None)) is not None:
-        await aclose()
 
 
 async def _lines(steps: AsyncIterator[OllamaProgressResponse]) -> AsyncIterator[bytes]:
     try:
         async for step in steps:
             yield line(step)
-    except VllamaError as e:
+    except Exception as e:
         yield error_line(e)
 
 
-async def _last(steps: AsyncIterator[OllamaProgressResponse], request: Request) -> OllamaProgressResponse:
-    latest = OllamaProgressResponse(status="success")
-    try:
+async def _last(steps: AsyncGenerator[OllamaProgressResponse, None], request: Request) -> OllamaProgressResponse:
+    async with aclosing(steps):
         async for step in steps:
             latest = step
             if await request.is_disconnected():
                 raise Cancelled("the client has gone")
-    finally:
-        await _close(steps)
     return latest

@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import PlainTextResponse, Response
 
+from pyvllama._runtime import llama_cpp
 from pyvllama.errors import VllamaError
 from pyvllama.server.model_list import ModelCard
 from pyvllama.server.model_pool import Loaded
@@ -106,6 +107,8 @@ def _running(loaded: Loaded, n_gpu_layers: int) -> RunningModel:
     card, served = loaded.card, loaded.served
     n_layers = int(served.model.text_metadata["llama.block_count"])
     on_gpu = 1.0 if n_gpu_layers < 0 else min(n_gpu_layers / n_layers, 1.0)
+    if not llama_cpp.llama_supports_gpu_offload():
+        on_gpu = 0.0  # whatever was asked for
     name = displayed(card.name)
     return RunningModel(
         name=name,

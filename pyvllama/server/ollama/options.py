@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from pyvllama.server.ollama.schema import Format, Inference, Options
 
-__all__ = ["response_format", "sampling_options"]
+__all__ = ["sampling_options"]
 
 _N_SEEDS = 2**32 - 1  # ours are 0 to 2**32 - 2
 _MAX_INT = 2**31 - 1
@@ -59,12 +59,12 @@ def sampling_options(request: Inference) -> dict[str, Any]:
             found[rule.ours] = converted
     if request.logprobs:
         found["logprobs"], found["top_logprobs"] = True, request.top_logprobs
-    if (form := response_format(request.format)) is not None:
+    if (form := _response_format(request.format)) is not None:
         found["response_format"] = form
     return found
 
 
-def response_format(form: Format | None) -> Mapping[str, Any] | None:
+def _response_format(form: Format | None) -> Mapping[str, Any] | None:
     """OpenAI's `response_format` of Ollama's `format`."""
     if isinstance(form, dict):
         return {"type": "json_object", "schema": form}

@@ -5,7 +5,7 @@ import contextlib
 import hashlib
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from pyvllama.errors import BackendError, VllamaError
 from pyvllama.hub_models import PairNames, fetch_pair
@@ -30,8 +30,8 @@ class Pull:
         self._stopped = threading.Event()
         self._told: tuple[str, float] = ("", 0.0)
 
-    async def steps(self) -> AsyncIterator[OllamaProgressResponse]:
-        """What happens, as it happens; left before its end, the download stops. It can be gone on with later.
+    async def steps(self) -> AsyncGenerator[OllamaProgressResponse, None]:
+        """What happens, as it happens; left before its end, the download stops; asked for again, it fetches the rest.
 
         Raises:
             ModelNotFound, FormatError: as `fetch_pair`.

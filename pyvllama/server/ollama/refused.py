@@ -23,13 +23,12 @@ _INSTEAD = {  # (method, path) -> why, and what to do
 router = APIRouter(tags=["Ollama"], route_class=OllamaRoute)
 
 
-def _refusal(path: str, instead: str) -> None:
+def _refuse(method: str, path: str, instead: str) -> None:
     async def refuse() -> Response:
         raise OllamaError(501, f"{path.removesuffix('/{digest}')} is not supported: {instead}")
 
-    methods = [method for method, known in _INSTEAD if known == path]
-    router.add_api_route(path, refuse, methods=methods, include_in_schema=False)
+    router.add_api_route(path, refuse, methods=[method], include_in_schema=False)
 
 
-for _path, _instead in {path: instead for (_, path), instead in _INSTEAD.items()}.items():
-    _refusal(_path, _instead)
+for (_method, _path), _instead in _INSTEAD.items():
+    _refuse(_method, _path, _instead)

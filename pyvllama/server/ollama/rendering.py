@@ -78,7 +78,7 @@ def begun_answer(
         may_drop: leave the oldest turns away where they do not fit.
 
     Raises:
-        PromptError, ContextOverflow: as `build_prompt` and `drop_turns`.
+        PromptError, ContextOverflow: as `build_prompt` and `without_oldest_turns`.
     """
     if may_drop:
         messages, _ = without_oldest_turns(model, messages, n_ctx, options.params.max_tokens, tools=options.tools)

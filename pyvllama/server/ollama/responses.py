@@ -154,7 +154,7 @@ class RunningModel(Response):
     digest: str
     details: ModelDetails
     expires_at: Time
-    size_vram: int = Field(description="Bytes of it on a GPU.")
+    size_vram: int = Field(description="Bytes of it on a GPU, by the share of layers there.")
     context_length: int
 
 

@@ -8,7 +8,6 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pyvllama.errors import VllamaError
 from pyvllama.server.answer import Answer
 from pyvllama.server.answer_stream import AnswerStream
 from pyvllama.server.ollama.answers import AnswerShape
@@ -88,5 +87,5 @@ async def _lines(begun: Begun, answer: Answer, shape: AnswerShape, context: Cont
             if lines:
                 yield b"".join(lines)
         yield line(shape.last(reason, begun.costs(answer), context("".join(said))))
-    except VllamaError as e:
+    except Exception as e:
         yield error_line(e)

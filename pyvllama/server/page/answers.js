@@ -25,10 +25,6 @@ export class Answers {
     return this.#running.get(chat.id);
   }
 
-  get anyRunning() {
-    return this.#running.size > 0;
-  }
-
   stop(chat) {
     this.#running.get(chat.id)?.controller.abort();
   }
@@ -69,8 +65,8 @@ export class Answers {
         message.finish = "stopped";
       } else {
         message.finish = "error";
-        const { message: words, status = null, retryAfter = null, needsKey = false } = error;
-        message.error = { message: words, status, retryAfter, needsKey, at: Date.now() };
+        const { message: words, retryAfter = null, needsKey = false } = error;
+        message.error = { message: words, retryAfter, needsKey, at: Date.now() };
       }
     }
     message.seconds = { ...message.seconds, total: elapsed() };

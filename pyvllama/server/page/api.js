@@ -3,14 +3,14 @@
 import { events } from "./stream.js";
 
 /** What went wrong, in words for people, and what can be done about it. */
-export class ServerError extends Error {
+class ServerError extends Error {
   /**
    * @param {string} message
-   * @param {Object} about `status` of HTTP (0: no connection), `retryAfter` in seconds, `needsKey`
+   * @param {Object} about `retryAfter` in seconds, `needsKey`
    */
-  constructor(message, { status = 0, retryAfter = null, needsKey = false } = {}) {
+  constructor(message, { retryAfter = null, needsKey = false } = {}) {
     super(message);
-    Object.assign(this, { status, retryAfter, needsKey });
+    Object.assign(this, { retryAfter, needsKey });
   }
 }
 
@@ -62,7 +62,7 @@ export async function* ask(body, signal) {
     for await (const data of events(response.body)) {
       if (data === "[DONE]") continue; // the stream ends by itself
       const chunk = JSON.parse(data);
-      if (chunk.error) throw new ServerError(messageOf(chunk) ?? "The server failed.", { status: 500 });
+      if (chunk.error) throw new ServerError(messageOf(chunk) ?? "The server failed.");
       const choice = chunk.choices?.[0];
       if (typeof choice?.delta?.content === "string" && choice.delta.content) yield { text: choice.delta.content };
       if (choice?.finish_reason) {
@@ -100,7 +100,7 @@ async function failure(response) {
   const said = messageOf(await response.json().catch(() => null));
   const seconds = Number.parseFloat(response.headers.get("Retry-After"));
   const retryAfter = Number.isFinite(seconds) ? Math.max(1, Math.ceil(seconds)) : null;
-  const about = { status, retryAfter, needsKey: status === 401 };
+  const about = { retryAfter, needsKey: status === 401 };
   if (status === 401) return new ServerError(key ? "The server does not take this API key." : "The server asks for an API key.", about);
   if (status === 413) return new ServerError(`This is more than the server takes at once. ${said ?? ""}`.trim(), about);
   if (status === 429) return new ServerError("The server is busy: its queue is full.", about);

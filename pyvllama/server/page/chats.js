@@ -21,6 +21,9 @@ export function titleOf(chat) {
 /** Ids of every picture in a chat. */
 export const picturesOf = (chat) => [...chat.messages.flatMap((message) => message.pictures), ...chat.draft.pictures];
 
+/** What is not sent yet: nothing. */
+export const noDraft = () => ({ text: "", pictures: [] });
+
 export const newMessage = (role, text, pictures = []) => ({ id: newId(), role, text, pictures, created: Date.now() });
 
 /** All chats, in memory and in the database; pictures are read when a chat is opened. */
@@ -79,7 +82,7 @@ export class Chats {
     const waiting = [...this.#chats.values()].find((chat) => !chat.messages.length);
     if (waiting) return waiting;
     const now = Date.now();
-    return { id: newId(), title: "", created: now, updated: now, system, messages: [], draft: { text: "", pictures: [] } };
+    return { id: newId(), title: "", created: now, updated: now, system, messages: [], draft: noDraft() };
   }
 
   /** Writes a chat, with those of its pictures that are new. */

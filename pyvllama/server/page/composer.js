@@ -1,5 +1,6 @@
 // Where a message is written: its text, its pictures, however they come.
 
+import { noDraft } from "./chats.js";
 import { byId, el, iconButton, later } from "./dom.js";
 import { thumbnail } from "./message-view.js";
 import { notice } from "./notices.js";
@@ -107,7 +108,7 @@ export class Composer {
     const [text, pictures, editing] = [this.text.value.trim(), this.#pictures, this.#editing];
     if (chat !== this.#chat || (!text && !pictures.length)) return;
     const { draft } = chat;
-    if (!editing) chat.draft = { text: "", pictures: [] }; // before it is written with the message
+    if (!editing) chat.draft = noDraft(); // before it is written with the message
     if (!this.actions.send({ text, pictures, editing })) {
       chat.draft = draft;
       return;

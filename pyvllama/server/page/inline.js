@@ -15,7 +15,7 @@ export function inline(text) {
 }
 
 /** Whether people may be sent there: an address of the web or of mail, nothing that runs. */
-export function safeAddress(text) {
+function safeAddress(text) {
   const url = URL.canParse(text) ? new URL(text) : null;
   return ["http:", "https:", "mailto:"].includes(url?.protocol) ? url.href : null;
 }

@@ -47,8 +47,7 @@ async function open(next, { isNew = true } = {}) {
   composer.show(chat);
   view.show(chat);
   composer.setBusy(answers.of(chat) !== undefined);
-  byId("system-text").value = chat.system;
-  byId("system").open = Boolean(chat.system);
+  showSystem();
   sidebar.update(chat);
   forgetAddresses(new Set(picturesOf(chat)));
   showTitle();
@@ -67,6 +66,11 @@ function showTitle() {
   const title = titleOf(chat);
   byId("title").textContent = title;
   document.title = chat.messages.length ? `${title} – pyvllama` : "pyvllama";
+}
+
+function showSystem() {
+  byId("system-text").value = chat.system;
+  byId("system").open = Boolean(chat.system);
 }
 
 async function rename(renamed, title) {
@@ -199,8 +203,7 @@ function showSettings({ toKey = false, closed = () => {} } = {}) {
     if (settings.key !== key) reloadServer();
     if (!chat.messages.length && !chats.get(chat.id)) {
       chat.system = settings.system;
-      byId("system-text").value = chat.system;
-      byId("system").open = Boolean(chat.system);
+      showSystem();
     }
     closed();
   };

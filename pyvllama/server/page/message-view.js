@@ -20,7 +20,7 @@ export function thumbnail(picture) {
 }
 
 /** Copies, and says so on the button. */
-export async function copyFrom(button, text) {
+async function copyFrom(button, text) {
   const done = await copy(text);
   const [label, was] = [done ? "Copied" : "Could not copy", button.getAttribute("aria-label")];
   const content = [...button.childNodes];

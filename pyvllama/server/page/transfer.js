@@ -1,7 +1,7 @@
 // Chats as files: JSON with their pictures, which can be read again, and Markdown, which people can.
 
 import { newId } from "./dom.js";
-import { picturesOf, titleOf } from "./chats.js";
+import { noDraft, picturesOf, titleOf } from "./chats.js";
 import { fromAddress, source } from "./pictures.js";
 
 const FORMAT = "pyvllama-chats";
@@ -13,7 +13,7 @@ export async function toJson(list, chats) {
   const pictures = new Map();
   for (const chat of list) {
     await chats.loadPictures(chat);
-    for (const id of picturesOf({ ...chat, draft: { pictures: [] } })) {
+    for (const id of picturesOf({ ...chat, draft: noDraft() })) {
       const picture = chats.picture(id);
       if (!picture || pictures.has(id)) continue;
       const { name, width, height, url } = picture;
@@ -96,7 +96,7 @@ function readChat(chat, ids) {
     updated: numberOf(chat.updated, "a chat's updated"),
     system: textOf(chat.system, "a chat's system"),
     messages: listOf(chat.messages, "a chat's messages").map((message) => readMessage(message, ids)),
-    draft: { text: "", pictures: [] },
+    draft: noDraft(),
   };
 }
 
