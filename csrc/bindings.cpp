@@ -232,6 +232,8 @@ void translate(const std::exception_ptr & p, void *) {
     };
     try {
         std::rethrow_exception(p);
+    } catch (const config_error & e) {
+        raise("ConfigError", e.what());
     } catch (const format_error & e) {
         raise("FormatError", e.what());
     } catch (const cancelled & e) {
@@ -303,14 +305,15 @@ NB_MODULE(_native, m) {
              "    path: of the file, whatever os.fsencode takes.\n"
              "    device: 'cpu', 'gpu', or one of device_names().\n"
              "    cross_kv_type: 'f16', 'bf16', 'f32' or 'q8_0' (values then in f16 on the CPU), type of the images' "
-             "keys "
-             "and values.\n"
+             "keys and values.\n"
              "    repack: keep matmul weights in the layout of the CPU's fastest kernels, a copy in memory where there "
              "is one.\n"
              "    merge_padding: let one padding tile stand for all of them, which changes no number.\n"
              "    progress: called with the fraction done; returning False stops.\n"
              "Raises:\n"
              "    FormatError: the file is damaged or no mmproj of this architecture.\n"
+             "    ConfigError: a cross_kv_type that is not for heads of this size, or a PYVLLAMA_CPU_KERNELS that names "
+             "no kernels of this CPU.\n"
              "    BackendError: no memory. Cancelled: stopped. ValueError: unknown device or type.")
         .def_prop_ro("hparams", &hparams_dict, "The numbers that Python needs, as a dict.")
         .def_prop_ro("image_token_embd", &image_token_embd, nb::rv_policy::move,

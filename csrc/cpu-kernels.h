@@ -82,7 +82,7 @@ struct cpu_kernels {
 // What this CPU can run, the fastest first, {} last.
 std::vector<cpu_kernels> all_cpu_kernels();
 
-// The fastest, or those that the environment variable PYVLLAMA_CPU_KERNELS names. Throws std::invalid_argument.
+// The fastest, or those that the environment variable PYVLLAMA_CPU_KERNELS names. Throws config_error.
 cpu_kernels choose_cpu_kernels();
 
 }  // namespace pyvllama

@@ -8,6 +8,7 @@
 
 #include "check.h"
 #include "cpu-kernels.h"
+#include "errors.h"
 
 using namespace pyvllama;
 
@@ -214,7 +215,7 @@ int main() {
     setenv("PYVLLAMA_CPU_KERNELS", "ggml", 1);
     CHECK(!choose_cpu_kernels().f32);
     setenv("PYVLLAMA_CPU_KERNELS", "abacus", 1);
-    THROWS(choose_cpu_kernels(), std::invalid_argument, "abacus");
+    THROWS(choose_cpu_kernels(), config_error, "abacus");
     setenv("PYVLLAMA_CPU_KERNELS", "", 1);
     CHECK(choose_cpu_kernels().name() == all.front().name());
     return summary("cpu-kernels");
