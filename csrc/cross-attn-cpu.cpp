@@ -15,10 +15,6 @@ namespace {
 // KV heads whose keys and values are unpacked at the same time: of 6404 image tokens 13 MB.
 constexpr int HEADS_AT_ONCE = 2;
 
-int n_cuts(int64_t n, int64_t size) {
-    return (int) ((n + size - 1) / size);
-}
-
 // n elements from a row of any type.
 void unpack(const ggml_tensor * t, const char * row, int64_t first, int n, float * out) {
     row += ggml_row_size(t->type, first);
@@ -89,21 +85,7 @@ ggml_tensor * cross_attn_cpu::scores(ggml_tensor * k, ggml_tensor * q) {
 #endif
     };
     const int n_kv = (int) k->ne[2];
-    ggml_tensor * args[] = { k, q };
-    return ggml_custom_4d(ctx_, GGML_TYPE_F32, n_keys, n_q, n_kv, 1, args, 2, compute, GGML_N_TASKS_MAX,
-                          add_op(n_kv * n_parts, run));
-}
-
-void cross_attn_cpu::compute(ggml_tensor * dst, int ith, int nth, void * data) {
-    const op & o = *(const op *) data;
-    for (int unit = ith; unit < o.n_units; unit += nth) {
-        o.run(dst, unit);
-    }
-}
-
-void * cross_attn_cpu::add_op(int n_units, std::function<void(const ggml_tensor *, int)> run) {
-    ops_.push_back({ n_units, std::move(run) });
-    return &ops_.back();
+    return node("scores", GGML_TYPE_F32, { n_keys, n_q, n_kv }, { k, q }, add_op(n_kv * n_parts, run));
 }
 
 // Keys [d, n_tokens, n_kv] or values [n_tokens, d, n_kv] of some heads -> panels of one head after another, those of
@@ -146,8 +128,8 @@ ggml_tensor * cross_attn_cpu::pack(const std::vector<ggml_tensor *> & parts, boo
     };
     std::vector<ggml_tensor *> args = parts;
     args.resize(std::min<size_t>(args.size(), GGML_MAX_SRC - 2));  // leaves: the graph need not know all of them
-    return ggml_custom_4d(ctx_, GGML_TYPE_F32, (int64_t) size, (int64_t) n_heads * n_panels, 1, 1, args.data(),
-                          (int) args.size(), compute, GGML_N_TASKS_MAX, add_op(n_heads * n_panels, run));
+    const int64_t n_units = (int64_t) n_heads * n_panels;
+    return node("pack heads", GGML_TYPE_F32, { (int64_t) size, n_units }, args, add_op(n_units, run));
 }
 
 ggml_tensor * cross_attn_cpu::attend(ggml_tensor * q, int first, int n_rows,
@@ -186,10 +168,8 @@ ggml_tensor * cross_attn_cpu::attend(ggml_tensor * q, int first, int n_rows,
             a.run(part);
         };
         void * op = add_op(n_heads * g * n_parts, run);
-        ggml_tensor * args[] = { keys, values, q };
-        out = out ? ggml_custom_inplace(ctx_, out, args, 3, compute, GGML_N_TASKS_MAX, op)
-                  : ggml_custom_4d(ctx_, GGML_TYPE_F32, (int64_t) d * n_head, q->ne[2], 1, 1, args, 3, compute,
-                                   GGML_N_TASKS_MAX, op);
+        out = out ? node_inplace("attention", out, { keys, values, q }, op)
+                  : node("attention", GGML_TYPE_F32, { (int64_t) d * n_head, q->ne[2] }, { keys, values, q }, op);
     }
     return out;
 }
