@@ -55,6 +55,10 @@ struct f32_kernels {
     void (*layer_norm)(const float * x, const float * weight, const float * bias, int n, float eps, float * y);
     // y = gelu(x + bias), the exact one (erf). Within 3e-7 * |x + bias| of it.
     void (*bias_gelu)(const float * x, const float * bias, int n, float * y);
+    // out[j*out_stride + i] = k_i . q_j for keys in f16 and a few queries, which lie side by side; n_embd_head is a
+    // multiple of 16. nullptr where there is nothing faster than ggml's.
+    void (*f16_scores)(const uint16_t * k, size_t k_stride, int n_keys, int n_embd_head, const float * q, int n_q,
+                       float * out, size_t out_stride);
 };
 
 constexpr int GEMM_PANEL = 64;  // outputs of a packed panel
