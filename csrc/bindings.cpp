@@ -246,7 +246,8 @@ NB_MODULE(_native, m) {
             "How cross attention is computed there, which decides how ImageStates lie in memory: 'softmax' or 'flash'.")
         .def_prop_ro(
             "kernels", [](const mmproj & self) { return self.weights()->kernels().name(); },
-            "Which of our own kernels the vision tower runs; 'ggml': none. States differ in their rounding.")
+            "Which of our own kernels vision tower and cross attention run; 'ggml': none. They differ in their "
+            "rounding.")
         .def_prop_ro(
             "part_types",
             [](const mmproj & self) {

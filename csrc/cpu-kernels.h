@@ -1,5 +1,5 @@
-// What the vision tower computes on the CPU without ggml: plain functions on plain arrays, one thread each, in several
-// versions for several instruction sets. cpu-kernels.cpp picks those that this CPU can run.
+// What the vision tower and cross attention compute on the CPU without ggml: plain functions on plain arrays, one
+// thread each, in several versions for several instruction sets. cpu-kernels.cpp picks those that this CPU can run.
 //
 // The versions are compiled from their own files with their own flags. Nothing but such functions may stand in those
 // files: an inline function of the standard library compiled there could be what the linker keeps for everyone.
