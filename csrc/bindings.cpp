@@ -3,7 +3,6 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/map.h>
-#include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -25,61 +24,8 @@ namespace pyvllama {
 
 namespace {
 
-using array_f32_2d = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using array_f32_1d = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using array_f32_4d = nb::ndarray<const float, nb::ndim<4>, nb::c_contig, nb::device::cpu>;
 using array_u8_1d = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using array_u8_2d = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-
-nb::ndarray<nb::numpy, uint8_t, nb::c_contig> quantize(array_f32_2d rows, const std::string & type,
-                                                       std::optional<array_f32_1d> imatrix, int n_threads) {
-    const ggml_type t = ggml_type_by_name(type.c_str());
-    const int64_t n_rows = rows.shape(0), n_per_row = rows.shape(1);
-    if (imatrix && (int64_t) imatrix->shape(0) != n_per_row) {
-        throw std::invalid_argument("the importance matrix must have one value a column");
-    }
-    auto out = new_array<uint8_t>({ (size_t) n_rows, row_bytes(t, n_per_row) });
-    const float * im = imatrix ? imatrix->data() : nullptr;
-    {
-        nb::gil_scoped_release release;
-        quantize_rows(t, rows.data(), out.data(), n_rows, n_per_row, im, n_threads);
-    }
-    return out;
-}
-
-// rows of any type, as bytes
-nb::ndarray<nb::numpy, uint8_t, nb::c_contig> convert(array_u8_2d rows, const std::string & src_type,
-                                                      const std::string & type, std::optional<array_f32_1d> imatrix,
-                                                      int n_threads) {
-    const ggml_type from = ggml_type_by_name(src_type.c_str()), to = ggml_type_by_name(type.c_str());
-    const int64_t n_rows = rows.shape(0), n_per_row = rows.shape(1) / ggml_type_size(from) * ggml_blck_size(from);
-    if (rows.shape(1) % ggml_type_size(from) != 0) {
-        throw std::invalid_argument("rows are no whole number of " + src_type + " blocks");
-    }
-    if (imatrix && (int64_t) imatrix->shape(0) != n_per_row) {
-        throw std::invalid_argument("the importance matrix must have one value a column");
-    }
-    auto out = new_array<uint8_t>({ (size_t) n_rows, row_bytes(to, n_per_row) });
-    const float * im = imatrix ? imatrix->data() : nullptr;
-    {
-        nb::gil_scoped_release release;
-        convert_rows(from, rows.data(), to, out.data(), n_rows, n_per_row, im, n_threads);
-    }
-    return out;
-}
-
-nb::ndarray<nb::numpy, float, nb::c_contig> dequantize(array_u8_2d rows, const std::string & type, int n_threads) {
-    const ggml_type t = ggml_type_by_name(type.c_str());
-    const int64_t n_rows = rows.shape(0), n_per_row = rows.shape(1) / ggml_type_size(t) * ggml_blck_size(t);
-    if (rows.shape(1) % ggml_type_size(t) != 0) {
-        throw std::invalid_argument("rows are no whole number of " + type + " blocks");
-    }
-    auto out = new_array<float>({ (size_t) n_rows, (size_t) n_per_row });
-    {
-        nb::gil_scoped_release release;
-        dequantize_rows(t, rows.data(), out.data(), n_rows, n_per_row, n_threads);
-    }
-    return out;
-}
 
 // Lets Python see signals (Ctrl-C), and a Python callback see the fraction done, at most every 100 ms. What either
 // raises ends the computation. Called on the thread that called into the extension.
@@ -134,8 +80,6 @@ std::shared_ptr<mmproj> load_mmproj(nb::object path, const std::string & device,
     nb::gil_scoped_release release;
     return std::make_shared<mmproj>(file, options, as_progress(p));
 }
-
-using array_f32_4d = nb::ndarray<const float, nb::ndim<4>, nb::c_contig, nb::device::cpu>;
 
 nb::tuple encode(mmproj & self, array_f32_4d pixels, int aspect_ratio_id, bool want_states, nb::object progress) {
     const mllama_hparams & h = self.hparams();
@@ -232,6 +176,8 @@ void translate(const std::exception_ptr & p, void *) {
     };
     try {
         std::rethrow_exception(p);
+    } catch (const config_error & e) {
+        raise("ConfigError", e.what());
     } catch (const format_error & e) {
         raise("FormatError", e.what());
     } catch (const cancelled & e) {
@@ -253,41 +199,9 @@ NB_MODULE(_native, m) {
     m.attr("llama_cpp_python_version") = PYVLLAMA_LLAMA_CPP_PYTHON;
     m.attr("llama_cpp_commit") = PYVLLAMA_LLAMA_COMMIT;
 
-    m.def("quantize", &quantize, "rows"_a, "type"_a, nb::kw_only(), "imatrix"_a = nb::none(), "n_threads"_a = 1,
-          "Quantize rows with ggml's kernels.\n\n"
-          "Args:\n"
-          "    rows: float32 [n_rows, n_per_row].\n"
-          "    type: ggml's name of the type, e.g. 'q4_K'.\n"
-          "    imatrix: float32 [n_per_row], importance of each column, or None.\n"
-          "    n_threads: the result does not depend on it.\n"
-          "Returns:\n"
-          "    uint8 [n_rows, bytes of a row].\n"
-          "Raises:\n"
-          "    ValueError: unknown type, rows of no whole number of blocks, or a type that needs an imatrix.");
-    m.def("convert", &convert, "rows"_a.noconvert(), "source_type"_a, "type"_a, nb::kw_only(), "imatrix"_a = nb::none(),
-          "n_threads"_a = 1,
-          "Rows of one type as rows of another.\n\n"
-          "Args:\n"
-          "    rows: uint8 [n_rows, bytes of a row] of the source's type.\n"
-          "    source_type, type: ggml's names, e.g. 'bf16' and 'q4_K'.\n"
-          "    imatrix: float32 [n_per_row], importance of each column, or None.\n"
-          "    n_threads: the result does not depend on it.\n"
-          "Returns:\n"
-          "    uint8 [n_rows, bytes of a row].\n"
-          "Raises:\n"
-          "    ValueError: as quantize; numbers that are infinite or none, or too large for f16.");
-    m.def("dequantize", &dequantize, "rows"_a.noconvert(), "type"_a, nb::kw_only(), "n_threads"_a = 1,
-          "uint8 [n_rows, bytes of a row] of that type -> float32 [n_rows, n_per_row].");
-    m.def(
-        "type_size",
-        [](const std::string & type) {
-            const ggml_type t = ggml_type_by_name(type.c_str());
-            return nb::make_tuple(ggml_blck_size(t), ggml_type_size(t));
-        },
-        "type"_a, "(elements, bytes) of a block of that type.");
-
     m.def("device_names", &device_names, "Names of the devices of this build of llama.cpp, the CPU among them.");
 
+    bind_quantize(m);
     bind_image_states(m);
 
     nb::class_<importance_collector>(m, "ImportanceCollector",
@@ -297,21 +211,23 @@ NB_MODULE(_native, m) {
                      "A copy: name of a weight in its file -> (float64 [n_per_row]: sums of squares, rows counted).");
 
     nb::class_<mmproj>(m, "Mmproj", "An mmproj file in memory: encodes images, one at a time.")
-        .def(nb::new_(&load_mmproj), "path"_a, nb::kw_only(), "device"_a = "cpu", "n_threads"_a = 1,
-             "cross_kv_type"_a = "f16", "repack"_a = true, "merge_padding"_a = true, "progress"_a = nb::none(),
-             "Args:\n"
-             "    path: of the file, whatever os.fsencode takes.\n"
-             "    device: 'cpu', 'gpu', or one of device_names().\n"
-             "    cross_kv_type: 'f16', 'bf16', 'f32' or 'q8_0' (values then in f16 on the CPU), type of the images' "
-             "keys "
-             "and values.\n"
-             "    repack: keep matmul weights in the layout of the CPU's fastest kernels, a copy in memory where there "
-             "is one.\n"
-             "    merge_padding: let one padding tile stand for all of them, which changes no number.\n"
-             "    progress: called with the fraction done; returning False stops.\n"
-             "Raises:\n"
-             "    FormatError: the file is damaged or no mmproj of this architecture.\n"
-             "    BackendError: no memory. Cancelled: stopped. ValueError: unknown device or type.")
+        .def(
+            nb::new_(&load_mmproj), "path"_a, nb::kw_only(), "device"_a = "cpu", "n_threads"_a = 1,
+            "cross_kv_type"_a = "f16", "repack"_a = true, "merge_padding"_a = true, "progress"_a = nb::none(),
+            "Args:\n"
+            "    path: of the file, whatever os.fsencode takes.\n"
+            "    device: 'cpu', 'gpu', or one of device_names().\n"
+            "    cross_kv_type: 'f16', 'bf16', 'f32' or 'q8_0' (values then in f16 on the CPU), type of the images' "
+            "keys and values.\n"
+            "    repack: keep matmul weights in the layout of the CPU's fastest kernels, a copy in memory where there "
+            "is one.\n"
+            "    merge_padding: let one padding tile stand for all of them, which changes no number.\n"
+            "    progress: called with the fraction done; returning False stops.\n"
+            "Raises:\n"
+            "    FormatError: the file is damaged or no mmproj of this architecture.\n"
+            "    ConfigError: a cross_kv_type that is not for heads of this size, or a PYVLLAMA_CPU_KERNELS that names "
+            "no kernels of this CPU.\n"
+            "    BackendError: no memory. Cancelled: stopped. ValueError: unknown device or type.")
         .def_prop_ro("hparams", &hparams_dict, "The numbers that Python needs, as a dict.")
         .def_prop_ro("image_token_embd", &image_token_embd, nb::rv_policy::move,
                      "float32 [text n_embd]: the embedding of the image token.")
@@ -330,7 +246,8 @@ NB_MODULE(_native, m) {
             "How cross attention is computed there, which decides how ImageStates lie in memory: 'softmax' or 'flash'.")
         .def_prop_ro(
             "kernels", [](const mmproj & self) { return self.weights()->kernels().name(); },
-            "Which of our own kernels the vision tower runs; 'ggml': none. States differ in their rounding.")
+            "Which of our own kernels vision tower and cross attention run; 'ggml': none. They differ in their "
+            "rounding.")
         .def_prop_ro(
             "part_types",
             [](const mmproj & self) {

@@ -20,5 +20,6 @@ nb::ndarray<nb::numpy, T, nb::c_contig> new_array(std::initializer_list<size_t> 
 }
 
 void bind_image_states(nb::module_ & m);
+void bind_quantize(nb::module_ & m);
 
 }  // namespace pyvllama

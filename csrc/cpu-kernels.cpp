@@ -1,8 +1,7 @@
 #include "cpu-kernels.h"
 
 #include <cstdlib>
-#include <stdexcept>
-
+#include "errors.h"
 #include "kernels-variants.h"
 
 namespace pyvllama {
@@ -67,7 +66,7 @@ cpu_kernels choose_cpu_kernels() {
         }
         known += " " + kernels.name();
     }
-    throw std::invalid_argument("PYVLLAMA_CPU_KERNELS is '" + std::string(wish) + "'; this CPU can run:" + known);
+    throw config_error("PYVLLAMA_CPU_KERNELS is '" + std::string(wish) + "'; this CPU can run:" + known);
 }
 
 }  // namespace pyvllama

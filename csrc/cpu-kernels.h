@@ -1,5 +1,5 @@
-// What the vision tower computes on the CPU without ggml: plain functions on plain arrays, one thread each, in several
-// versions for several instruction sets. cpu-kernels.cpp picks those that this CPU can run.
+// What the vision tower and cross attention compute on the CPU without ggml: plain functions on plain arrays, one
+// thread each, in several versions for several instruction sets. cpu-kernels.cpp picks those that this CPU can run.
 //
 // The versions are compiled from their own files with their own flags. Nothing but such functions may stand in those
 // files: an inline function of the standard library compiled there could be what the linker keeps for everyone.
@@ -55,6 +55,10 @@ struct f32_kernels {
     void (*layer_norm)(const float * x, const float * weight, const float * bias, int n, float eps, float * y);
     // y = gelu(x + bias), the exact one (erf). Within 3e-7 * |x + bias| of it.
     void (*bias_gelu)(const float * x, const float * bias, int n, float * y);
+    // out[j*out_stride + i] = k_i . q_j for keys in f16 and a few queries, which lie side by side; n_embd_head is a
+    // multiple of 16. nullptr where there is nothing faster than ggml's.
+    void (*f16_scores)(const uint16_t * k, size_t k_stride, int n_keys, int n_embd_head, const float * q, int n_q,
+                       float * out, size_t out_stride);
 };
 
 constexpr int GEMM_PANEL = 64;  // outputs of a packed panel
@@ -82,7 +86,7 @@ struct cpu_kernels {
 // What this CPU can run, the fastest first, {} last.
 std::vector<cpu_kernels> all_cpu_kernels();
 
-// The fastest, or those that the environment variable PYVLLAMA_CPU_KERNELS names. Throws std::invalid_argument.
+// The fastest, or those that the environment variable PYVLLAMA_CPU_KERNELS names. Throws config_error.
 cpu_kernels choose_cpu_kernels();
 
 }  // namespace pyvllama

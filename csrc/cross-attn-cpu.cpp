@@ -3,21 +3,12 @@
 #include <algorithm>
 #include <cmath>
 
-#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-#define PYVLLAMA_SCORES_AVX512
-#include <immintrin.h>
-#endif
-
 namespace pyvllama {
 
 namespace {
 
 // KV heads whose keys and values are unpacked at the same time: of 6404 image tokens 13 MB.
 constexpr int HEADS_AT_ONCE = 2;
-
-int n_cuts(int64_t n, int64_t size) {
-    return (int) ((n + size - 1) / size);
-}
 
 // n elements from a row of any type.
 void unpack(const ggml_tensor * t, const char * row, int64_t first, int n, float * out) {
@@ -29,87 +20,32 @@ void unpack(const ggml_tensor * t, const char * row, int64_t first, int n, float
     }
 }
 
-constexpr int KEYS_AT_ONCE = 256;   // of scores(): 64 KiB of keys
-constexpr int QUERIES_AT_ONCE = 4;  // that share a key: as many as the query heads of a KV head in the real model
-
-#ifdef PYVLLAMA_SCORES_AVX512
-// out[j*out_stride + i] = k_i . q_j for n_keys keys and N queries; d is a multiple of 16
-template <int N>
-__attribute__((target("avx512f,avx512dq"))) void scores_of(const uint16_t * k, size_t k_stride, int n_keys, int d,
-                                                           const float * q, float * out, size_t out_stride) {
-    for (int i = 0; i < n_keys; ++i, k += k_stride) {
-        __m512 sums[N];
-        for (int j = 0; j < N; ++j) {
-            sums[j] = _mm512_setzero_ps();
-        }
-        for (int c = 0; c < d; c += 16) {
-            const __m512 key = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *) (k + c)));
-            for (int j = 0; j < N; ++j) {
-                sums[j] = _mm512_fmadd_ps(key, _mm512_loadu_ps(q + (size_t) j * d + c), sums[j]);
-            }
-        }
-        for (int j = 0; j < N; ++j) {
-            out[j * out_stride + i] = _mm512_reduce_add_ps(sums[j]);
-        }
-    }
-}
-#endif
+constexpr int KEYS_AT_ONCE = 256;  // of scores(): 64 KiB of keys
 
 }  // namespace
 
-bool cross_attn_cpu::takes_keys(const ggml_tensor * k) {
-#ifdef PYVLLAMA_SCORES_AVX512
-    static const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq");
-    return has_avx512 && k->type == GGML_TYPE_F16 && k->ne[0] % 16 == 0;
-#else
-    (void) k;
-    return false;
-#endif
+bool cross_attn_cpu::takes_keys(const ggml_tensor * k) const {
+    return kernels_.f16_scores && k->type == GGML_TYPE_F16 && k->ne[0] % 16 == 0;
 }
 
 ggml_tensor * cross_attn_cpu::scores(ggml_tensor * k, ggml_tensor * q) {
     const int d = (int) k->ne[0], n_keys = (int) k->ne[1], n_q = (int) q->ne[1], n_parts = n_cuts(n_keys, KEYS_AT_ONCE);
+    const auto f16_scores = kernels_.f16_scores;
     auto run = [=](const ggml_tensor * dst, int unit) {
-#ifdef PYVLLAMA_SCORES_AVX512
         const int head = unit / n_parts, first = unit % n_parts * KEYS_AT_ONCE;
-        const int n = std::min(KEYS_AT_ONCE, n_keys - first);
-        const uint16_t * keys = (const uint16_t *) ((const char *) k->data + head * k->nb[2] + first * k->nb[1]);
-        const size_t stride = k->nb[1] / sizeof(uint16_t), out_stride = dst->nb[1] / sizeof(float);
-        const float * query = (const float *) ((const char *) q->data + head * q->nb[2]);
-        float * out = (float *) ((char *) dst->data + head * dst->nb[2]) + first;
-        int j = 0;
-        for (; j + QUERIES_AT_ONCE <= n_q; j += QUERIES_AT_ONCE) {
-            scores_of<QUERIES_AT_ONCE>(keys, stride, n, d, query + (size_t) j * d, out + j * out_stride, out_stride);
-        }
-        for (; j < n_q; ++j) {
-            scores_of<1>(keys, stride, n, d, query + (size_t) j * d, out + j * out_stride, out_stride);
-        }
-#else
-        (void) dst, (void) unit;
-#endif
+        f16_scores((const uint16_t *) ((const char *) k->data + head * k->nb[2] + first * k->nb[1]),
+                   k->nb[1] / sizeof(uint16_t), std::min(KEYS_AT_ONCE, n_keys - first), d,
+                   (const float *) ((const char *) q->data + head * q->nb[2]), n_q,
+                   (float *) ((char *) dst->data + head * dst->nb[2]) + first, dst->nb[1] / sizeof(float));
     };
     const int n_kv = (int) k->ne[2];
-    ggml_tensor * args[] = { k, q };
-    return ggml_custom_4d(ctx_, GGML_TYPE_F32, n_keys, n_q, n_kv, 1, args, 2, compute, GGML_N_TASKS_MAX,
-                          add_op(n_kv * n_parts, run));
-}
-
-void cross_attn_cpu::compute(ggml_tensor * dst, int ith, int nth, void * data) {
-    const op & o = *(const op *) data;
-    for (int unit = ith; unit < o.n_units; unit += nth) {
-        o.run(dst, unit);
-    }
-}
-
-void * cross_attn_cpu::add_op(int n_units, std::function<void(const ggml_tensor *, int)> run) {
-    ops_.push_back({ n_units, std::move(run) });
-    return &ops_.back();
+    return node("scores", GGML_TYPE_F32, { n_keys, n_q, n_kv }, { k, q }, add_op(n_kv * n_parts, run));
 }
 
 // Keys [d, n_tokens, n_kv] or values [n_tokens, d, n_kv] of some heads -> panels of one head after another, those of
 // the first image first.
 ggml_tensor * cross_attn_cpu::pack(const std::vector<ggml_tensor *> & parts, bool keys, int first_head, int n_heads) {
-    const attention_kernels<float> & a = kernels_;
+    const attention_kernels<float> & a = kernels_.attention;
     const int d = (int) parts[0]->ne[keys ? 0 : 1];
     struct panel {
         const ggml_tensor * t;
@@ -146,13 +82,13 @@ ggml_tensor * cross_attn_cpu::pack(const std::vector<ggml_tensor *> & parts, boo
     };
     std::vector<ggml_tensor *> args = parts;
     args.resize(std::min<size_t>(args.size(), GGML_MAX_SRC - 2));  // leaves: the graph need not know all of them
-    return ggml_custom_4d(ctx_, GGML_TYPE_F32, (int64_t) size, (int64_t) n_heads * n_panels, 1, 1, args.data(),
-                          (int) args.size(), compute, GGML_N_TASKS_MAX, add_op(n_heads * n_panels, run));
+    const int64_t n_units = (int64_t) n_heads * n_panels;
+    return node("pack heads", GGML_TYPE_F32, { (int64_t) size, n_units }, args, add_op(n_units, run));
 }
 
 ggml_tensor * cross_attn_cpu::attend(ggml_tensor * q, int first, int n_rows,
                                      const std::vector<image_states_ptr> & images, size_t j_cross, ggml_tensor * out) {
-    const attention_kernels<float> a = kernels_;
+    const attention_kernels<float> a = kernels_.attention;
     std::vector<ggml_tensor *> k, v;
     std::vector<float> & bias = key_bias_.emplace_back();
     for (const image_states_ptr & image : images) {
@@ -186,10 +122,8 @@ ggml_tensor * cross_attn_cpu::attend(ggml_tensor * q, int first, int n_rows,
             a.run(part);
         };
         void * op = add_op(n_heads * g * n_parts, run);
-        ggml_tensor * args[] = { keys, values, q };
-        out = out ? ggml_custom_inplace(ctx_, out, args, 3, compute, GGML_N_TASKS_MAX, op)
-                  : ggml_custom_4d(ctx_, GGML_TYPE_F32, (int64_t) d * n_head, q->ne[2], 1, 1, args, 3, compute,
-                                   GGML_N_TASKS_MAX, op);
+        out = out ? node_inplace("attention", out, { keys, values, q }, op)
+                  : node("attention", GGML_TYPE_F32, { (int64_t) d * n_head, q->ne[2] }, { keys, values, q }, op);
     }
     return out;
 }

@@ -4,24 +4,23 @@
 #pragma once
 
 #include <deque>
-#include <functional>
 #include <vector>
 
 #include "cpu-kernels.h"
+#include "custom-ops.h"
 #include "image-states.h"
 
 namespace pyvllama {
 
-class cross_attn_cpu {
+class cross_attn_cpu : custom_ops {
   public:
-    // The nodes use this object while they are computed.
-    cross_attn_cpu(ggml_context * ctx, const attention_kernels<float> & kernels) : ctx_(ctx), kernels_(kernels) {}
+    cross_attn_cpu(ggml_context * ctx, const f32_kernels & kernels) : custom_ops(ctx), kernels_(kernels) {}
 
     // Can it do heads of so many numbers?
     static bool takes(int64_t n_embd_head) { return n_embd_head <= MAX_EMBD_HEAD; }
 
-    // Does scores() take these keys, on this CPU?
-    static bool takes_keys(const ggml_tensor * k);
+    // Does scores() take these keys?
+    bool takes_keys(const ggml_tensor * k) const;
 
     // k^T q of few rows, where what counts is that keys are read once and fast: ggml's product of F16 takes one key and
     // one query at a time. k [n_embd_head, n_tokens, n_kv] F16, q [n_embd_head, n, n_kv] F32, contiguous ->
@@ -35,17 +34,9 @@ class cross_attn_cpu {
                          size_t j_cross, ggml_tensor * out);
 
   private:
-    struct op {
-        int n_units;
-        std::function<void(const ggml_tensor *, int)> run;  // (node, unit)
-    };
-    static void compute(ggml_tensor * dst, int ith, int nth, void * data);
-    void * add_op(int n_units, std::function<void(const ggml_tensor *, int)> run);
     ggml_tensor * pack(const std::vector<ggml_tensor *> & parts, bool keys, int first_head, int n_heads);
 
-    ggml_context * ctx_;
-    const attention_kernels<float> kernels_;
-    std::deque<op> ops_;
+    const f32_kernels & kernels_;
     std::deque<std::vector<float>> key_bias_;
 };
 

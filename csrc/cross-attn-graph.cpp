@@ -9,7 +9,7 @@ namespace {
 
 // Rows whose scores exist at the same time: 32 rows x 32 heads x 6404 keys are 26 MB.
 constexpr int ROWS_PER_CHUNK = 32;
-// From so many rows on, unpacking keys and values for our own kernels costs less than these save.
+// Of a segment: from so many rows on, unpacking keys and values for our own kernels costs less than these save.
 constexpr int MIN_ROWS_OWN = 16;
 
 // Joins along a dimension, pairwise, so that each value is copied log(n) times.
@@ -125,11 +125,16 @@ ggml_tensor * build_cross_attn_block(ggml_context * ctx, const mllama_weights & 
 
     ggml_tensor * q = ggml_mul_mat(ctx, l.q, rms_norm(ctx, x, l.attn_norm, h.rms_norm_eps));
     q = rms_norm(ctx, ggml_reshape_3d(ctx, q, h.n_embd_head(), h.n_head, n_rows), l.q_norm, h.rms_norm_eps);
-    std::vector<ggml_tensor *> parts;
+    auto is_ours = [&](const row_segment & s) { return own && s.n_rows >= MIN_ROWS_OWN; };
     ggml_tensor * attn = nullptr;
     for (const row_segment & s : segments) {
-        if (own && n_rows >= MIN_ROWS_OWN) {
+        if (is_ours(s)) {
             attn = own->attend(q, s.first, s.n_rows, groups[s.group], j_cross, attn);
+        }
+    }
+    std::vector<ggml_tensor *> parts;
+    for (const row_segment & s : segments) {
+        if (is_ours(s)) {
             continue;
         }
         const int chunk = form == attention_form::softmax ? ROWS_PER_CHUNK : s.n_rows;
@@ -138,7 +143,12 @@ ggml_tensor * build_cross_attn_block(ggml_context * ctx, const mllama_weights & 
             ggml_tensor * qs =
                 n == n_rows ? q
                             : ggml_view_3d(ctx, q, q->ne[0], q->ne[1], n, q->nb[1], q->nb[2], (s.first + i) * q->nb[2]);
-            parts.push_back(attention(qs, groups[s.group]));
+            ggml_tensor * part = attention(qs, groups[s.group]);
+            if (attn) {
+                attn = ggml_set_2d_inplace(ctx, attn, part, attn->nb[1], (s.first + i) * attn->nb[1]);
+            } else {
+                parts.push_back(part);
+            }
         }
     }
     attn = attn ? attn : concat_all(ctx, parts, 1);

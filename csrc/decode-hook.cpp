@@ -199,9 +199,9 @@ decode_hook::block & decode_hook::find_block(size_t j_cross, const ggml_tensor *
         alias_rows(b->x, l_out, run.first);  // memory that is not the allocator's business
     }
     b->graph = ggml_new_graph_custom(b->ctx.get(), n_nodes, false);
-    const f32_kernels * kernels = weights_->kernels().f32;  // none but on the CPU
+    const f32_kernels * kernels = weights_->kernels().f32;
     if (kernels && form_ == attention_form::softmax && cross_attn_cpu::takes(h.n_embd_head())) {
-        b->own = std::make_unique<cross_attn_cpu>(b->ctx.get(), kernels->attention);
+        b->own = std::make_unique<cross_attn_cpu>(b->ctx.get(), *kernels);
     }
     ggml_build_forward_expand(b->graph, build_cross_attn_block(b->ctx.get(), *weights_, j_cross, b->x, run.segments,
                                                                groups_, form_, b->views, b->own.get()));

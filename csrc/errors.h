@@ -10,6 +10,11 @@ struct error : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
+// An option or a setting that is not supported.
+struct config_error : error {
+    using error::error;
+};
+
 // A GGUF file that is damaged, of another kind, or that does not fit its partner.
 struct format_error : error {
     using error::error;

@@ -1,9 +1,14 @@
 // The F32 kernels of cpu-kernels.h, written once for vectors of any width with the compilers' vector types. A file that
 // includes this defines KERNELS (the table's name), NAME, LANES (floats of a vector), and GROUP and VECTORS: how many
-// rows times how many vectors of sums the registers hold. See cpu-kernels.h for what may stand here.
+// rows times how many vectors of sums the registers hold; and F16_SCORES, if it has that kernel. See cpu-kernels.h for
+// what may stand here.
 #include <math.h>
 
 #include "kernels-variants.h"
+
+#ifndef F16_SCORES
+#define F16_SCORES nullptr
+#endif
 
 namespace pyvllama {
 
@@ -126,9 +131,30 @@ void bias_gelu(const float * x, const float * bias, int n, float * y) {
 
 // ---- attention
 
+using element = float;
+
 constexpr int PANEL = LANES * VECTORS;
 constexpr int PANELS = (256 + PANEL - 1) / PANEL;  // of a block: its keys and values stay in L2
-constexpr int KEYS = PANEL * PANELS;
+
+template <int M, int N>
+inline __attribute__((always_inline)) void multiply(vec (&acc)[M][N], const float * const (&a)[M], const float * b,
+                                                    size_t width, int n) {
+    for (int i = 0; i < n; ++i) {
+        vec column[N];
+#pragma GCC unroll 8
+        for (int j = 0; j < N; ++j) {
+            column[j] = load(b + i * width + LANES * j);
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < M; ++r) {
+            const float x = a[r][i];
+#pragma GCC unroll 8
+            for (int j = 0; j < N; ++j) {
+                acc[r][j] += x * column[j];
+            }
+        }
+    }
+}
 
 void pack_keys(const float * k, size_t k_stride, int n, int n_embd_head, float * out) {
     for (int c = 0; c < PANEL; ++c) {
@@ -157,147 +183,32 @@ void pack_values(const float * v, size_t v_stride, int n, int n_embd_head, float
     }
 }
 
-// acc[r][j] += sum over i of a[r][i] * b[i][j]; b: N vectors an i
-template <int M, int N>
-inline __attribute__((always_inline)) void multiply(vec (&acc)[M][N], const float * const (&a)[M], const float * b,
-                                                    size_t b_stride, int n) {
+inline float weigh(const float * scores, int n, float scale, float top, float * weights) {
+    vec sum = all(0.0f);
+    for (int i = 0; i < n; i += LANES) {
+        const vec p = exp2_of((load(scores + i) - top) * scale);
+        sum += p;
+        store(weights + i, p);
+    }
+    return sum_of(sum);
+}
+
+inline void write(const float * sums, int n, float share, float * out) {
     for (int i = 0; i < n; ++i) {
-        vec column[N];
-#pragma GCC unroll 8
-        for (int j = 0; j < N; ++j) {
-            column[j] = load(b + i * b_stride + LANES * j);
-        }
-#pragma GCC unroll 8
-        for (int r = 0; r < M; ++r) {
-            const float x = a[r][i];
-#pragma GCC unroll 8
-            for (int j = 0; j < N; ++j) {
-                acc[r][j] += x * column[j];
-            }
-        }
-    }
-}
-
-struct head_rows {
-    float out[(MAX_QUERIES + GROUP) * MAX_EMBD_HEAD];  // sums of values, not divided yet
-    float top[MAX_QUERIES + GROUP];                    // largest score so far
-    float sum[MAX_QUERIES + GROUP];                    // of weights, relative to it
-};
-
-// Scores of GROUP queries -> weights, in place; what was summed up so far is scaled to the new largest score.
-inline void softmax(float * scores, const vec (&tops)[GROUP], int n_keys, float scale, int first, int padded,
-                    head_rows & rows) {
-    for (int r = 0; r < GROUP; ++r) {
-        const float before = rows.top[first + r], seen = largest_of(tops[r]);
-        const float top = seen > before ? seen : before;
-        if (top > before) {
-            const vec shrink = exp2_of(all((before - top) * scale));
-            float * out = rows.out + (size_t) (first + r) * padded;
-            for (int d = 0; d < padded; d += LANES) {
-                store(out + d, load(out + d) * shrink);
-            }
-            rows.sum[first + r] *= shrink[0];
-            rows.top[first + r] = top;
-        }
-        vec sum = all(0.0f);
-        for (int i = 0; i < n_keys; i += LANES) {
-            float * x = scores + r * KEYS + i;
-            const vec p = exp2_of((load(x) - top) * scale);
-            sum += p;
-            store(x, p);
-        }
-        rows.sum[first + r] += sum_of(sum);
-    }
-}
-
-template <int N>
-inline void add_values(float * out, int padded, const float * const (&weights)[GROUP], const float * v, int n) {
-    vec acc[GROUP][N];
-#pragma GCC unroll 8
-    for (int r = 0; r < GROUP; ++r) {
-#pragma GCC unroll 8
-        for (int j = 0; j < N; ++j) {
-            acc[r][j] = load(out + r * padded + LANES * j);
-        }
-    }
-    multiply(acc, weights, v, padded, n);
-#pragma GCC unroll 8
-    for (int r = 0; r < GROUP; ++r) {
-#pragma GCC unroll 8
-        for (int j = 0; j < N; ++j) {
-            store(out + r * padded + LANES * j, acc[r][j]);
-        }
-    }
-}
-
-void attend(const attention_part<float> & part) {
-    const int d = part.n_embd_head, padded = (d + LANES - 1) / LANES * LANES;
-    const int n_panels = (part.n_k + PANEL - 1) / PANEL;
-    const int n_rows = (part.n_q + GROUP - 1) / GROUP * GROUP;  // the last query again where there are no more
-    const float scale = part.scale * 1.44269504f;               // log2(e)
-    head_rows rows;
-    for (int r = 0; r < n_rows; ++r) {
-        rows.top[r] = 2 * PADDING_BIAS;
-        rows.sum[r] = 0;
-        for (int i = 0; i < padded; ++i) {
-            rows.out[(size_t) r * padded + i] = 0;
-        }
-    }
-    float scores[GROUP * KEYS];
-    const float * weights[GROUP];
-    for (int r = 0; r < GROUP; ++r) {
-        weights[r] = scores + r * KEYS;
-    }
-    for (int block = 0; block < n_panels; block += PANELS) {
-        const int n = n_panels - block < PANELS ? n_panels - block : PANELS;
-        const float * v = part.v + (size_t) block * PANEL * padded;
-        for (int first = 0; first < n_rows; first += GROUP) {
-            const float * q[GROUP];
-            vec tops[GROUP];
-            for (int r = 0; r < GROUP; ++r) {
-                q[r] = part.q + (size_t) (first + r < part.n_q ? first + r : part.n_q - 1) * part.q_stride;
-                tops[r] = all(2 * PADDING_BIAS);
-            }
-            for (int i = 0; i < n; ++i) {
-                vec acc[GROUP][VECTORS];
-#pragma GCC unroll 8
-                for (int r = 0; r < GROUP; ++r) {
-#pragma GCC unroll 8
-                    for (int j = 0; j < VECTORS; ++j) {
-                        acc[r][j] = load(part.key_bias + (block + i) * PANEL + LANES * j);
-                    }
-                }
-                multiply(acc, q, part.k + (size_t) (block + i) * PANEL * d, PANEL, d);
-#pragma GCC unroll 8
-                for (int r = 0; r < GROUP; ++r) {
-#pragma GCC unroll 8
-                    for (int j = 0; j < VECTORS; ++j) {
-                        store(scores + r * KEYS + i * PANEL + LANES * j, acc[r][j]);
-                        tops[r] = larger(tops[r], acc[r][j]);
-                    }
-                }
-            }
-            softmax(scores, tops, n * PANEL, scale, first, padded, rows);
-            float * out = rows.out + (size_t) first * padded;
-            int j = 0;
-            for (; j + VECTORS <= padded / LANES; j += VECTORS) {
-                add_values<VECTORS>(out + LANES * j, padded, weights, v + LANES * j, n * PANEL);
-            }
-            for (; j < padded / LANES; ++j) {
-                add_values<1>(out + LANES * j, padded, weights, v + LANES * j, n * PANEL);
-            }
-        }
-    }
-    for (int r = 0; r < part.n_q; ++r) {
-        const float share = 1.0f / rows.sum[r];
-        for (int i = 0; i < d; ++i) {
-            part.out[r * part.out_stride + i] = rows.out[(size_t) r * padded + i] * share;
-        }
+        out[i] = sums[i] * share;
     }
 }
 
 }  // namespace
 
-const f32_kernels KERNELS = { NAME, { PANEL, LANES, pack_keys, pack_values, attend }, layer_norm, bias_gelu };
+}  // namespace pyvllama
+
+#include "attention-kernel.h"
+
+namespace pyvllama {
+
+const f32_kernels KERNELS = {
+    NAME, { PANEL, LANES, pack_keys, pack_values, attend }, layer_norm, bias_gelu, F16_SCORES
+};
 
 }  // namespace pyvllama

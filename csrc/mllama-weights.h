@@ -50,7 +50,7 @@ class mllama_weights {
 
     const mllama_hparams & hparams() const { return hparams_; }
     const device & dev() const { return dev_; }
-    const cpu_kernels & kernels() const { return kernels_; }  // for the vision tower; none on other devices
+    const cpu_kernels & kernels() const { return kernels_; }  // none but on the CPU
     // Is a matrix of the tower one for our bf16 kernels? Not where the file has more precision than that.
     bool in_bf16(const ggml_tensor * weight) const;
     uint64_t id() const { return id_; }  // unique in this process

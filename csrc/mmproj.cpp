@@ -45,9 +45,10 @@ mmproj::mmproj(const std::string & path, const mmproj_options & options, const p
     const device dev(options.device);
     weights_ = std::make_shared<const mllama_weights>(path, dev, options.repack, progress);
     if (const int d = hparams().text.n_embd_head(); d % ggml_blck_size(kv) != 0) {
-        throw std::invalid_argument(std::string("keys and values of images cannot be ") + ggml_type_name(kv) +
-                                    " in this model: its heads have " + std::to_string(d) + " numbers, and " +
-                                    ggml_type_name(kv) + " takes " + std::to_string(ggml_blck_size(kv)) + " at a time");
+        throw config_error(std::string("cross_kv_type cannot be ") + ggml_type_name(kv) +
+                           " in this model: its heads have " + std::to_string(d) + " numbers, and " +
+                           ggml_type_name(kv) + " takes " + std::to_string(ggml_blck_size(kv)) +
+                           " at a time; take f16, bf16 or f32");
     }
     form_ = dev.is_cpu() ? attention_form::softmax : attention_form::flash;
     backend_ = dev.new_backend(options.n_threads);

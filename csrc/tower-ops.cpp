@@ -12,10 +12,6 @@ constexpr int ROWS_AT_ONCE = 16;     // of functions of single rows
 constexpr int PANELS_AT_ONCE = 10;   // of a product
 constexpr int INPUTS_AT_ONCE = 256;  // of weights that are unpacked: a multiple of every type's block
 
-int n_cuts(int64_t n, int64_t size) {
-    return (int) ((n + size - 1) / size);
-}
-
 template <typename T>
 T * row(const ggml_tensor * t, int64_t i) {
     return (T *) ((char *) t->data + i * t->nb[1]);
@@ -41,36 +37,6 @@ void each_row(const ggml_tensor * t, int unit, F && f) {
 
 }  // namespace
 
-void tower_ops::compute(ggml_tensor * dst, int, int nth, void * data) {
-    op & o = *(op *) data;
-    for (int unit; (unit = o.next.fetch_add(1, std::memory_order_relaxed)) < o.n_units;) {
-        o.run(dst, unit);
-    }
-    if (o.n_finished.fetch_add(1) + 1 == nth) {  // the graph may be computed again
-        o.next = 0;
-        o.n_finished = 0;
-    }
-}
-
-void * tower_ops::add_op(int64_t n_units, std::function<void(const ggml_tensor *, int)> run) {
-    op & o = ops_.emplace_back();
-    o.n_units = (int) n_units;
-    o.run = std::move(run);
-    return &o;
-}
-
-ggml_tensor * tower_ops::node(const char * name, ggml_type type, int64_t ne0, int64_t ne1,
-                              std::vector<ggml_tensor *> args, void * op) {
-    return ggml_set_name(
-        ggml_custom_4d(ctx_, type, ne0, ne1, 1, 1, args.data(), (int) args.size(), compute, GGML_N_TASKS_MAX, op),
-        name);
-}
-
-ggml_tensor * tower_ops::node_inplace(const char * name, ggml_tensor * x, std::vector<ggml_tensor *> args, void * op) {
-    return ggml_set_name(ggml_custom_inplace(ctx_, x, args.data(), (int) args.size(), compute, GGML_N_TASKS_MAX, op),
-                         name);
-}
-
 ggml_tensor * tower_ops::norm(ggml_tensor * x, const layer_norm & ln, float eps, ggml_type type) {
     const cpu_kernels k = kernels_;
     auto run = [k, x, ln, eps](const ggml_tensor * dst, int unit) {
@@ -86,7 +52,7 @@ ggml_tensor * tower_ops::norm(ggml_tensor * x, const layer_norm & ln, float eps,
             }
         });
     };
-    return node("norm", type, x->ne[0], x->ne[1], { x, ln.weight, ln.bias },
+    return node("norm", type, { x->ne[0], x->ne[1] }, { x, ln.weight, ln.bias },
                 add_op(n_cuts(x->ne[1], ROWS_AT_ONCE), run));
 }
 
@@ -95,7 +61,7 @@ ggml_tensor * tower_ops::to_bf16(ggml_tensor * x) {
     auto run = [k, x](const ggml_tensor * dst, int unit) {
         each_row(dst, unit, [&](int64_t i) { k->from_f32(row<float>(x, i), (int) dst->ne[0], row<uint16_t>(dst, i)); });
     };
-    return node("round", GGML_TYPE_BF16, x->ne[0], x->ne[1], { x }, add_op(n_cuts(x->ne[1], ROWS_AT_ONCE), run));
+    return node("round", GGML_TYPE_BF16, { x->ne[0], x->ne[1] }, { x }, add_op(n_cuts(x->ne[1], ROWS_AT_ONCE), run));
 }
 
 ggml_tensor * tower_ops::gelu(ggml_tensor * x, ggml_tensor * bias) {
@@ -123,7 +89,7 @@ void * tower_ops::add_sum(ggml_tensor * x, ggml_tensor * y, ggml_tensor * bias, 
 }
 
 ggml_tensor * tower_ops::add(ggml_tensor * x, ggml_tensor * y, ggml_tensor * bias, float gate) {
-    return node("add", GGML_TYPE_F32, x->ne[0], x->ne[1], given({ x, y, bias }), add_sum(x, y, bias, gate));
+    return node("add", GGML_TYPE_F32, { x->ne[0], x->ne[1] }, given({ x, y, bias }), add_sum(x, y, bias, gate));
 }
 
 ggml_tensor * tower_ops::add_in_place(ggml_tensor * x, ggml_tensor * y, ggml_tensor * bias, float gate,
@@ -154,7 +120,7 @@ ggml_tensor * tower_ops::pack(ggml_tensor * weight) {
         }
     };
     const int n_panels = n_cuts(weight->ne[1], GEMM_PANEL);
-    return node("pack", GGML_TYPE_BF16, weight->ne[0], (int64_t) n_panels * GEMM_PANEL, { weight },
+    return node("pack", GGML_TYPE_BF16, { weight->ne[0], (int64_t) n_panels * GEMM_PANEL }, { weight },
                 add_op(n_panels, run));
 }
 
@@ -196,7 +162,7 @@ ggml_tensor * tower_ops::product(ggml_tensor * x, ggml_tensor * panels, int64_t 
     if (form.into) {
         return node_inplace("projector", form.into, args, op);
     }
-    return node("product", form.add_to ? GGML_TYPE_F32 : GGML_TYPE_BF16, n_out, n_rows, args, op);
+    return node("product", form.add_to ? GGML_TYPE_F32 : GGML_TYPE_BF16, { n_out, n_rows }, args, op);
 }
 
 template <typename T>
@@ -218,9 +184,10 @@ ggml_tensor * tower_ops::attention_of(const attention_kernels<T> & kernels, ggml
                        (T *) dst->data + unit * value_panel);
     };
     const int64_t n_units = (int64_t) n_head * n_panels;
-    ggml_tensor * keys = node("pack heads", q->type, (int64_t) key_panel, n_units, { k }, add_op(n_units, pack_keys));
+    ggml_tensor * keys =
+        node("pack heads", q->type, { (int64_t) key_panel, n_units }, { k }, add_op(n_units, pack_keys));
     ggml_tensor * values =
-        node("pack heads", q->type, (int64_t) value_panel, n_units, { v }, add_op(n_units, pack_values));
+        node("pack heads", q->type, { (int64_t) value_panel, n_units }, { v }, add_op(n_units, pack_values));
     const int n_real_parts = n_cuts(rows.n_real, MAX_QUERIES);
     const int n_parts = n_real_parts + n_cuts(n_q - rows.n_real, MAX_QUERIES);
     auto run = [=](const ggml_tensor * dst, int unit) {
@@ -241,7 +208,7 @@ ggml_tensor * tower_ops::attention_of(const attention_kernels<T> & kernels, ggml
         part.out_stride = dst->nb[1] / sizeof(T);
         a->run(part);
     };
-    return node("attention", q->type, q->ne[0], n_q, { keys, values, q, key_bias },
+    return node("attention", q->type, { q->ne[0], n_q }, { keys, values, q, key_bias },
                 add_op((int64_t) n_head * n_parts, run));
 }
 
@@ -286,7 +253,7 @@ ggml_tensor * tower_ops::stack(ggml_tensor * last, const std::vector<ggml_tensor
     };
     std::vector<ggml_tensor *> args = { last };
     args.insert(args.end(), others.begin(), others.end());
-    return node("stack", GGML_TYPE_BF16, n * (1 + n_others), last->ne[1], args,
+    return node("stack", GGML_TYPE_BF16, { n * (1 + n_others), last->ne[1] }, args,
                 add_op(n_cuts(last->ne[1], ROWS_AT_ONCE), run));
 }
 

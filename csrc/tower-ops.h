@@ -1,13 +1,10 @@
-// The kernels of cpu-kernels.h as nodes of a ggml graph on the CPU: cut into units that the backend's threads take one
-// by one, so that a thread which is held up (by other work on its core) does not hold up the others.
+// The kernels of cpu-kernels.h as nodes of the vision tower's graph on the CPU.
 #pragma once
 
-#include <atomic>
-#include <deque>
-#include <functional>
 #include <vector>
 
 #include "cpu-kernels.h"
+#include "custom-ops.h"
 #include "ggml-cpp.h"
 #include "mllama-weights.h"
 
@@ -29,10 +26,9 @@ struct attention_rows {
 
 constexpr size_t MAX_STACKED = GGML_MAX_SRC - 2;
 
-class tower_ops {
+class tower_ops : custom_ops {
   public:
-    // The nodes use this object while they are computed.
-    tower_ops(ggml_context * ctx, const cpu_kernels & kernels) : ctx_(ctx), kernels_(kernels) {}
+    tower_ops(ggml_context * ctx, const cpu_kernels & kernels) : custom_ops(ctx), kernels_(kernels) {}
 
     // x [n, n_rows] F32 -> F32 or BF16
     ggml_tensor * norm(ggml_tensor * x, const layer_norm & ln, float eps, ggml_type type);
@@ -66,24 +62,12 @@ class tower_ops {
     ggml_tensor * stack(ggml_tensor * last, const std::vector<ggml_tensor *> & others);
 
   private:
-    struct op {
-        int n_units;
-        std::function<void(const ggml_tensor *, int)> run;  // (node, unit)
-        std::atomic<int> next{ 0 }, n_finished{ 0 };
-    };
-    static void compute(ggml_tensor * dst, int ith, int nth, void * data);
     void * add_sum(ggml_tensor * x, ggml_tensor * y, ggml_tensor * bias, float gate);
-    void * add_op(int64_t n_units, std::function<void(const ggml_tensor *, int)> run);
-    ggml_tensor * node(const char * name, ggml_type type, int64_t ne0, int64_t ne1, std::vector<ggml_tensor *> args,
-                       void * op);
-    ggml_tensor * node_inplace(const char * name, ggml_tensor * x, std::vector<ggml_tensor *> args, void * op);
     template <typename T>
     ggml_tensor * attention_of(const attention_kernels<T> & kernels, ggml_tensor * q, ggml_tensor * k, ggml_tensor * v,
                                int n_head, ggml_tensor * key_bias, const attention_rows & rows);
 
-    ggml_context * ctx_;
     const cpu_kernels kernels_;
-    std::deque<op> ops_;
 };
 
 }  // namespace pyvllama

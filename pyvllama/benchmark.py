@@ -283,7 +283,6 @@ def _tiles(n: int) -> str:
 
 
 def _text_description(model: Model) -> str:
-
     text = ctypes.create_string_buffer(256)
     llama_cpp.llama_model_desc(model.handle, text, len(text))
     return text.value.decode(errors="replace")

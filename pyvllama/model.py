@@ -55,7 +55,8 @@ class Model:
 
     Raises:
         FormatError: a file is damaged, of another kind, or the two do not fit.
-        ConfigError: a cross_kv_type that there is not, or not for heads of this size.
+        ConfigError: a cross_kv_type that there is not, or not for heads of this size; PYVLLAMA_CPU_KERNELS names
+            kernels that this CPU cannot run.
         BackendError: llama.cpp cannot load the file (memory).
         Cancelled: progress returned False.
     """
@@ -85,17 +86,14 @@ class Model:
         self._files = text_file, mmproj_file  # mapped: what was loaded, whatever becomes of the names
         self.text_metadata = text_file.metadata
         self.mmproj_metadata = mmproj_file.metadata
-        try:
-            self._mmproj = native.Mmproj(
-                mmproj,
-                device="gpu" if n_gpu_layers != 0 and llama_cpp.llama_supports_gpu_offload() else "cpu",
-                n_threads=self.n_threads,
-                cross_kv_type=cross_kv_type,
-                repack=repack,
-                progress=_part(progress, 0.0, 0.5),
-            )
-        except ValueError as e:
-            raise ConfigError(f"cross_kv_type {cross_kv_type}: {e}") from e
+        self._mmproj = native.Mmproj(
+            mmproj,
+            device="gpu" if n_gpu_layers != 0 and llama_cpp.llama_supports_gpu_offload() else "cpu",
+            n_threads=self.n_threads,
+            cross_kv_type=cross_kv_type,
+            repack=repack,
+            progress=_part(progress, 0.0, 0.5),
+        )
         self.hparams: dict[str, Any] = self._mmproj.hparams
         self.image_token_embd: npt.NDArray[np.float32] = self._mmproj.image_token_embd
         check_pair(text_file, mmproj_file, self.hparams)

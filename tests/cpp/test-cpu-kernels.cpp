@@ -8,6 +8,8 @@
 
 #include "check.h"
 #include "cpu-kernels.h"
+#include "errors.h"
+#include "ggml.h"
 
 using namespace pyvllama;
 
@@ -166,6 +168,27 @@ static void test_rows(const f32_kernels & kernels) {
     CHECK(y[x.size()] == 77.0f);
 }
 
+static void test_f16_scores(const f32_kernels & kernels) {
+    for (auto [n_keys, d, n_q] : { std::array<int, 3>{ 1, 16, 1 }, { 7, 128, 4 }, { 256, 128, 60 }, { 33, 48, 6 } }) {
+        const int stride = d + 3, out_stride = n_keys + 2;
+        const std::vector<float> q = noise((size_t) n_q * d), numbers = noise((size_t) n_keys * stride);
+        std::vector<ggml_fp16_t> k(numbers.size());
+        ggml_fp32_to_fp16_row(numbers.data(), k.data(), (int64_t) k.size());
+        std::vector<float> out((size_t) n_q * out_stride, 77.0f);
+        kernels.f16_scores(k.data(), stride, n_keys, d, q.data(), n_q, out.data(), out_stride);
+        for (int j = 0; j < n_q; ++j) {
+            for (int i = 0; i < out_stride; ++i) {
+                double want = 0;
+                for (int c = 0; c < d && i < n_keys; ++c) {
+                    want += (double) ggml_fp16_to_fp32(k[(size_t) i * stride + c]) * q[(size_t) j * d + c];
+                }
+                want = i < n_keys ? want : 77.0;  // nothing behind the last key
+                CHECK(std::fabs(out[(size_t) j * out_stride + i] - want) < 2e-7 * d);
+            }
+        }
+    }
+}
+
 static void test_gemm(const bf16_kernels & kernels) {
     for (auto [n_rows, n_in, n_out] :
          { std::array<int, 3>{ 1, 2, 1 }, { 5, 34, 64 }, { 96, 1280, 64 }, { 7, 2600, 10 } }) {
@@ -209,12 +232,16 @@ int main() {
         } else if (kernels.f32) {
             test_attention(kernels.f32->attention, 2e-5);
             test_rows(*kernels.f32);
+            CHECK((kernels.f32->f16_scores != nullptr) == (kernels.name() == "avx512"));
+            if (kernels.f32->f16_scores) {
+                test_f16_scores(*kernels.f32);
+            }
         }
     }
     setenv("PYVLLAMA_CPU_KERNELS", "ggml", 1);
     CHECK(!choose_cpu_kernels().f32);
     setenv("PYVLLAMA_CPU_KERNELS", "abacus", 1);
-    THROWS(choose_cpu_kernels(), std::invalid_argument, "abacus");
+    THROWS(choose_cpu_kernels(), config_error, "abacus");
     setenv("PYVLLAMA_CPU_KERNELS", "", 1);
     CHECK(choose_cpu_kernels().name() == all.front().name());
     return summary("cpu-kernels");

@@ -6,6 +6,7 @@ from cases import make_case
 from invariants import F32_BOUND, max_error
 from tiny_configs import CONFIGS
 
+from pyvllama.errors import ConfigError
 from pyvllama.gguf_file import GGUFFile
 
 # relative to the RMS: half a unit in the last place of F16 and BF16 is 5e-4 and 4e-3 of a value; the largest values are
@@ -18,7 +19,7 @@ BOUNDS = {"f32": F32_BOUND, "f16": 3e-3, "bf16": 2.5e-2, "q8_0": 2.5e-2}
 @pytest.mark.parametrize("name", CONFIGS)
 def test_keys_and_values(tiny_checkpoint, tiny_pair, oracle, mmprojs, name, kv_type):
     if kv_type == "q8_0" and CONFIGS[name].hidden_size // CONFIGS[name].num_attention_heads % 32:
-        with pytest.raises(ValueError, match="cannot be q8_0 in this model: its heads have"):
+        with pytest.raises(ConfigError, match="cross_kv_type cannot be q8_0 in this model: its heads have"):
             mmprojs(tiny_pair(name).mmproj, cross_kv_type=kv_type)
         return
     mmproj = mmprojs(tiny_pair(name).mmproj, cross_kv_type=kv_type)

@@ -12,7 +12,7 @@ from tiny_configs import CONFIGS
 
 import pyvllama
 from pyvllama._runtime import native
-from pyvllama.errors import BackendError, Cancelled, FormatError
+from pyvllama.errors import BackendError, Cancelled, ConfigError, FormatError
 from pyvllama.locate import pocket_pair
 
 STUB = ast.parse((Path(pyvllama.__file__).parent / "_native.pyi").read_text(encoding="utf-8"))
@@ -156,6 +156,12 @@ def test_unknown_names_are_value_errors(path, options):
     (name,) = options.values()
     with pytest.raises(ValueError, match=name):
         native.Mmproj(str(path), **options)
+
+
+def test_kernels_that_there_are_not(path, monkeypatch):
+    monkeypatch.setenv("PYVLLAMA_CPU_KERNELS", "abacus")
+    with pytest.raises(ConfigError, match=r"PYVLLAMA_CPU_KERNELS is 'abacus'; this CPU can run: .*ggml"):
+        native.Mmproj(str(path))
 
 
 ROWS = np.linspace(-1, 1, 512, dtype=np.float32).reshape(2, 256)
