@@ -12,7 +12,8 @@ class PromptLookup(Draft):
     """Guesses that a text repeats itself: answers that quote the question, an earlier answer, or a list's own pattern.
 
     The longest ending of the text that occurs earlier in it counts, and of its occurrences the latest. Takes
-    time in proportion to the text (0.2 ms for 4000 tokens); it guesses nothing where nothing is repeated. (Prompt lookup decoding, A. Saxena, 2023.)
+    time in proportion to the text (0.2 ms for 4000 tokens); it guesses nothing where nothing is repeated. (Prompt
+    lookup decoding, A. Saxena, 2023.)
 
     Args:
         n_max: tokens that are guessed at a time, at most.

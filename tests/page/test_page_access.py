@@ -354,6 +354,13 @@ def test_the_view_follows_the_answer_unless_one_scrolls_up(open_page: Any, fake:
     ask(page, "Long")
     page.wait_for_timeout(200)
     assert page.evaluate(left) < 5
+    # An event of the view's own scrolling that comes when the answer has grown again is nobody's wish to leave the end.
+    page.evaluate("""() => {
+        document.querySelector("#column").append(Object.assign(document.createElement("div"), {style: "height: 99px"}));
+        document.querySelector("#scroll").dispatchEvent(new Event("scroll"));
+    }""")
+    page.wait_for_timeout(200)
+    assert page.evaluate(left) < 5
     page.fill("#composer-text", "slow")
     page.press("#composer-text", "Enter")
     page.locator(f"{ANSWERS}.live").get_by_text("word3").wait_for()

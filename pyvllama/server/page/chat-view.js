@@ -12,6 +12,7 @@ export class ChatView {
   #answers = new Map(); // message's id -> AnswerView
   #waiting = new Set(); // messages to be shown anew in the next frame
   #follows = true;
+  #top = 0; // px: where the view was scrolled to when last looked at
 
   /**
    * @param {Chats} chats
@@ -106,7 +107,10 @@ export class ChatView {
   #scrolled() {
     const { scrollTop, scrollHeight, clientHeight } = this.scroller;
     const left = scrollHeight - scrollTop - clientHeight;
-    this.#follows = left < NEAR_END;
+    // Being off the end says nothing by itself, the answer may have grown since: only who moved up has left it.
+    if (scrollTop < this.#top) this.#follows = left < 2;
+    else if (left < NEAR_END) this.#follows = true;
+    this.#top = scrollTop;
     this.toEnd.hidden = left < 200;
   }
 
