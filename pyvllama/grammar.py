@@ -31,6 +31,11 @@ class Constraint:
     grammar: str
     trigger: str | None = None
 
+    @property
+    def is_own(self) -> bool:
+        """Whether the grammar is llama-cpp-python's, of any JSON, and not what somebody asked for."""
+        return bool(self.grammar == llama_cpp.llama_grammar.JSON_GBNF)
+
 
 def constraint_of_grammar(grammar: str | None) -> Constraint | None:
     """A grammar that the user has written.

@@ -79,6 +79,9 @@ _REQUESTS = (
                  help="Largest picture, in MiB."),
     click.option("--max-body", type=click.IntRange(min=1), default=128, show_default=True, metavar="MIB",
                  help="Largest request, in MiB."),
+    click.option("--grammars/--no-grammars", default=True, show_default=True,
+                 help="Whether clients may send grammars, JSON schemas and tools: small ones can keep all others "
+                 "waiting for minutes."),
     click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True,
                  help="Of the line that each request leaves on stderr."),
     click.option("--log-prompts", is_flag=True, help="Log what clients say too."),
@@ -156,6 +159,7 @@ def _settings(model: str | None, given: dict[str, Any]) -> Settings:
         allow_private_urls=given["allow_private_urls"],
         max_image_bytes=given["max_image"] << 20,
         max_body_bytes=given["max_body"] << 20,
+        grammars=given["grammars"],
         log_format=given["log_format"],
         log_prompts=given["log_prompts"],
     )

@@ -38,6 +38,7 @@ def make_pool(settings: Settings, on_answered: Callable[[Answer], object] | None
             card.pair.mmproj,
             n_slots=settings.parallel,
             max_queue=settings.max_queue,
+            grammars=settings.grammars,
             **{name: getattr(settings, name) for name in _OF_LOAD},
         )
         served.on_answered = on_answered

@@ -11,7 +11,7 @@ from typing import Any
 from pyvllama.chat_options import ChatOptions
 from pyvllama.context import Context, ContextParams
 from pyvllama.engine import Engine
-from pyvllama.errors import BackendError, Cancelled, DeadlineExceeded, QueueFull
+from pyvllama.errors import BackendError, Cancelled, ConfigError, DeadlineExceeded, QueueFull
 from pyvllama.image.limits import ImageLimits
 from pyvllama.loading import load_as
 from pyvllama.model import Model
@@ -43,6 +43,7 @@ class ServedModel:
         params: of the context; n_seq_max answers are generated at a time, and share n_ctx positions.
         images: the cache that encodes.
         max_queue: requests that may wait beside those n_seq_max.
+        grammars: whether requests may bring grammars, JSON schemas and tools: small ones can take llama.cpp minutes.
 
     Attributes:
         load_ms: what loading took.
@@ -50,7 +51,14 @@ class ServedModel:
     """
 
     def __init__(
-        self, name: str, model: Model, params: ContextParams, images: VisionCache, *, max_queue: int | None = None
+        self,
+        name: str,
+        model: Model,
+        params: ContextParams,
+        images: VisionCache,
+        *,
+        max_queue: int | None = None,
+        grammars: bool = True,
     ) -> None:
         self.name, self.model, self.images = name, model, images
         self.load_ms = 0.0
@@ -59,6 +67,7 @@ class ServedModel:
         self.n_ctx = context.n_ctx
         self.engine = Engine(context)
         self._max_open = None if max_queue is None else params.n_seq_max + max_queue
+        self._grammars = grammars
         self._n_open = 0
         self._readers = ThreadPoolExecutor(_N_READERS, thread_name_prefix="pyvllama-read")
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="pyvllama-encode")
@@ -73,13 +82,15 @@ class ServedModel:
         *,
         n_slots: int = 4,
         max_queue: int | None = None,
+        grammars: bool = True,
         **options: Any,
     ) -> "ServedModel":
-        """Load a model; as `pyvllama.load` beside n_slots, the answers at a time, and max_queue."""
+        """Load a model; as `pyvllama.load` beside n_slots, the answers at a time, and what this class takes."""
         start = time.perf_counter()
 
         def make(loaded: Model, params: ContextParams, images: VisionCache) -> "ServedModel":
-            return cls(name, loaded, replace(params, n_seq_max=n_slots), images, max_queue=max_queue)
+            params = replace(params, n_seq_max=n_slots)
+            return cls(name, loaded, params, images, max_queue=max_queue, grammars=grammars)
 
         served = load_as(make, model, mmproj, **options)
         served.load_ms = 1000 * (time.perf_counter() - start)
@@ -116,7 +127,8 @@ class ServedModel:
             context_shift: see `LLM.chat`.
 
         Raises:
-            PromptError, ContextOverflow, ImageError, ConfigError: as `LLM.chat`. QueueFull: too many wait already.
+            PromptError, ContextOverflow, ImageError, ConfigError: as `LLM.chat`; ConfigError also for a grammar where
+            none may come. QueueFull: too many wait already.
             BackendError: the model is closed.
         """
         dropped: list[int] = []
@@ -173,6 +185,8 @@ class ServedModel:
     ) -> Answer:
         if self._is_closed:
             raise BackendError("the model is closed")
+        if not self._grammars and options.constraint is not None and not options.constraint.is_own:
+            raise ConfigError("this server takes no grammars, JSON schemas and tools from its clients (--no-grammars)")
         if self._max_open is not None and self._n_open >= self._max_open:
             raise QueueFull(f"{self._n_open} requests are being answered or wait: try again later")
         loop = asyncio.get_running_loop()

@@ -57,6 +57,7 @@ class Settings:
         max_images, max_total_pixels: of one request; a pixel takes three bytes of memory until it is encoded.
         image_timeout_s: seconds for one picture's download, redirects included.
         max_body_bytes: of a request.
+        grammars: whether requests may bring grammars, JSON schemas and tools: see SECURITY.md.
         log_format: "text" or "json", of the line that each request leaves.
         log_prompts: whether what clients say is logged.
     """
@@ -100,6 +101,7 @@ class Settings:
     max_total_pixels: int = 1 << 29
     image_timeout_s: float = ImageLimits.timeout_s
     max_body_bytes: int = 128 * _MiB
+    grammars: bool = True
     log_format: str = "text"
     log_prompts: bool = False
 
@@ -176,7 +178,7 @@ _RANGES: dict[str, tuple[float, float]] = {  # int bounds: whole numbers only
     "max_body_bytes": (1, 2**40),
 }
 _MAY_BE_NONE = ("n_threads", "deadline_s", "keep_alive_s")
-_FLAGS = ("ollama", "manage_models", "allow_private_urls", "log_prompts")
+_FLAGS = ("ollama", "manage_models", "allow_private_urls", "grammars", "log_prompts")
 _TUPLES = ("aliases", "api_keys", "cors_origins", "allowed_hosts")
 _CHOICES = {"kv_type": tuple(KV_TYPES), "cross_kv_type": CROSS_KV_TYPES, "log_format": _LOG_FORMATS}
 

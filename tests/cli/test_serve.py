@@ -152,6 +152,7 @@ def test_settings_of_the_command_line():
     plain = settings()
     assert (plain.port, plain.keep_alive_s, plain.deadline_s, plain.n_ctx) == (8080, None, None, 8192)
     assert settings("--ollama", "--port", "9").port == 9
+    assert (plain.grammars, settings("--no-grammars").grammars) == (True, False)
     assert plain.model == str(pocket_pair().text)
 
 

@@ -229,6 +229,30 @@ def test_what_is_wrong_shows_before_the_first_piece(served, tmp_path):
     assert idle(served)
 
 
+def test_no_grammars_where_none_may_come(load):
+    served = load(grammars=False)
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    tools = [{"type": "function", "function": {"name": "look", "parameters": schema}}]
+
+    async def run():
+        for refused in (
+            {"grammar": 'root ::= "yes"'},
+            {"response_format": {"type": "json_object", "schema": schema}},
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}},
+            {"tools": tools},
+            {"tools": tools, "tool_choice": "required"},
+        ):
+            with pytest.raises(ConfigError, match="no grammars, JSON schemas and tools"):
+                await ask(served, [user("Hi")], max_tokens=4, **refused)
+        plain = await ask(served, [user("Hi")], max_tokens=4)
+        assert plain["usage"]["completion_tokens"] > 0
+        json_object = await ask(served, [user("Hi")], max_tokens=4, response_format={"type": "json_object"})
+        assert text_of(json_object).lstrip().startswith("{")
+
+    asyncio.run(run())
+    assert idle(served)
+
+
 def test_a_context_shift_says_what_it_dropped(load):
     served = load(n_ctx=256)
     turns = [m for i in range(12) for m in (user(f"Number {i} of many long turns here"), assistant("Yes, of course."))]
