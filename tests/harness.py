@@ -36,6 +36,7 @@ class Decoder:
         n_ubatch: rows that llama.cpp computes at once.
         kv_type: ggml type number of the self-attention cache; 0 = F32, 1 = F16.
         flash: llama.cpp's flash attention for the self-attention; off for exactness.
+        n_gpu_layers, tensor_split: llama.cpp's; where it knows a device that is no CPU.
         cb_eval: without mmproj, a callback of the test's own (llama_cpp.ggml_backend_sched_eval_callback).
     """
 
@@ -50,13 +51,18 @@ class Decoder:
         kv_type: int = 0,
         flash: bool = False,
         n_threads: int = N_THREADS,
+        n_gpu_layers: int = 0,
+        tensor_split: Sequence[float] = (),
         cb_eval: Any = None,
     ) -> None:
         llama_cpp.llama_backend_init()
         self.mmproj = mmproj
         self.hook = native.DecodeHook(mmproj, n_threads=n_threads) if mmproj is not None else None
         model_params = llama_cpp.llama_model_default_params()
-        model_params.n_gpu_layers = 0
+        model_params.n_gpu_layers = n_gpu_layers
+        if tensor_split:
+            split = [*tensor_split, *[0.0] * (llama_cpp.llama_max_devices() - len(tensor_split))]
+            model_params.tensor_split = (ctypes.c_float * len(split))(*split)
         self.model = llama_cpp.llama_model_load_from_file(str(text).encode(), model_params)
         assert self.model, f"llama.cpp does not load {text}"
         params = llama_cpp.llama_context_default_params()
