@@ -7,7 +7,9 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <chrono>
+#include <functional>
 #include <memory>
 
 #include "bindings.h"
@@ -65,11 +67,13 @@ void poll_signals() {
     }
 }
 
-std::shared_ptr<mmproj> load_mmproj(nb::object path, const std::string & device, int n_threads,
+std::shared_ptr<mmproj> load_mmproj(nb::object path, const std::string & device,
+                                    const std::vector<std::string> & layer_devices, int n_threads,
                                     const std::string & cross_kv_type, bool repack, bool merge_padding,
                                     nb::object progress) {
     mmproj_options options;
     options.device = device;
+    options.layer_devices = layer_devices;
     options.n_threads = n_threads;
     options.cross_kv_type = ggml_type_by_name(cross_kv_type.c_str());
     options.repack = repack;
@@ -140,6 +144,50 @@ nb::dict hparams_dict(const mmproj & self) {
     return d;
 }
 
+std::vector<std::string> cross_devices(const mmproj & self) {
+    std::vector<std::string> names;
+    for (size_t j = 0; j < self.weights()->cross.size(); ++j) {
+        names.push_back(self.weights()->cross_dev(j).name());
+    }
+    return names;
+}
+
+std::string attention_forms(const mmproj & self) {
+    std::vector<std::string> forms;
+    for (size_t j = 0; j < self.weights()->cross.size(); ++j) {
+        forms.push_back(attention_form_on(self.weights()->cross_dev(j)) == attention_form::softmax ? "softmax"
+                                                                                                   : "flash");
+    }
+    if (std::adjacent_find(forms.begin(), forms.end(), std::not_equal_to<>()) == forms.end()) {
+        return forms.front();
+    }
+    std::string joined;
+    for (const std::string & form : forms) {
+        joined += (joined.empty() ? "" : " ") + form;
+    }
+    return joined;
+}
+
+std::vector<std::string> part_types(const mmproj & self) {
+    std::vector<std::string> names;
+    for (size_t j = 0; j < self.weights()->cross.size(); ++j) {
+        const attention_form form = attention_form_on(self.weights()->cross_dev(j));
+        const auto [k, v] = image_states_types(self.cross_kv_type(), form);
+        names.insert(names.end(), { ggml_type_name(k), ggml_type_name(v) });
+    }
+    return names;
+}
+
+nb::list offload_devices_list() {
+    nb::list devices;
+    for (ggml_backend_dev_t dev : offload_devices()) {
+        size_t free, total;
+        ggml_backend_dev_memory(dev, &free, &total);
+        devices.append(nb::make_tuple(ggml_backend_dev_name(dev), free, (uintptr_t) dev));
+    }
+    return devices;
+}
+
 nb::ndarray<nb::numpy, float, nb::c_contig> image_token_embd(const mmproj & self) {
     const std::vector<float> row = self.weights()->image_token_embd();
     auto out = new_array<float>({ row.size() });
@@ -201,6 +249,9 @@ NB_MODULE(_native, m) {
 
     m.def("device_names", &device_names, "Names of the devices of this build of llama.cpp, the CPU among them.");
 
+    m.def("offload_devices", &offload_devices_list,
+          "Devices that text layers can be put on, in llama.cpp's order: (name, bytes free, its ggml_backend_dev_t).");
+
     bind_quantize(m);
     bind_image_states(m);
 
@@ -212,11 +263,14 @@ NB_MODULE(_native, m) {
 
     nb::class_<mmproj>(m, "Mmproj", "An mmproj file in memory: encodes images, one at a time.")
         .def(
-            nb::new_(&load_mmproj), "path"_a, nb::kw_only(), "device"_a = "cpu", "n_threads"_a = 1,
-            "cross_kv_type"_a = "f16", "repack"_a = true, "merge_padding"_a = true, "progress"_a = nb::none(),
+            nb::new_(&load_mmproj), "path"_a, nb::kw_only(), "device"_a = "cpu",
+            "layer_devices"_a = std::vector<std::string>(), "n_threads"_a = 1, "cross_kv_type"_a = "f16",
+            "repack"_a = true, "merge_padding"_a = true, "progress"_a = nb::none(),
             "Args:\n"
             "    path: of the file, whatever os.fsencode takes.\n"
-            "    device: 'cpu', 'gpu', or one of device_names().\n"
+            "    device: of the vision tower: 'cpu', 'gpu', or one of device_names().\n"
+            "    layer_devices: of the text model's layers, in their order. A cross-attention layer, and the images' "
+            "keys and values for it, are put where the text layer before it is; behind the list's end on `device`.\n"
             "    cross_kv_type: 'f16', 'bf16', 'f32' or 'q8_0' (values then in f16 on the CPU), type of the images' "
             "keys and values.\n"
             "    repack: keep matmul weights in the layout of the CPU's fastest kernels, a copy in memory where there "
@@ -239,22 +293,17 @@ NB_MODULE(_native, m) {
             "Weights used from the mapped file.")
         .def_prop_ro(
             "device", [](const mmproj & self) { return std::string(self.weights()->dev().name()); },
-            "ggml's name of the device.")
+            "ggml's name of the vision tower's device.")
+        .def_prop_ro("cross_devices", &cross_devices, "ggml's names of the cross-attention layers' devices.")
         .def_prop_ro(
-            "attention_form",
-            [](const mmproj & self) { return self.form() == attention_form::softmax ? "softmax" : "flash"; },
-            "How cross attention is computed there, which decides how ImageStates lie in memory: 'softmax' or 'flash'.")
+            "attention_form", &attention_forms,
+            "How cross attention is computed, which decides how ImageStates lie in memory: 'softmax' or 'flash', or "
+            "one of them for each layer, where they differ.")
         .def_prop_ro(
             "kernels", [](const mmproj & self) { return self.weights()->kernels().name(); },
             "Which of our own kernels vision tower and cross attention run; 'ggml': none. They differ in their "
             "rounding.")
-        .def_prop_ro(
-            "part_types",
-            [](const mmproj & self) {
-                const auto [k, v] = image_states_types(self.cross_kv_type(), self.form());
-                return nb::make_tuple(ggml_type_name(k), ggml_type_name(v));
-            },
-            "ggml's names of the types of an image's keys and of its values there: of ImageStates' even and odd parts.")
+        .def_prop_ro("part_types", &part_types, "ggml's names of the types of ImageStates' parts, in their order.")
         .def("set_n_threads", &mmproj::set_n_threads, "n_threads"_a, "CPU threads for encoding.")
         .def("set_collector", &mmproj::set_collector, "collector"_a.none(),
              "Count the inputs of all matrices of images encoded from now on; None: no more.")
@@ -286,7 +335,7 @@ NB_MODULE(_native, m) {
         .def(
             "__init__",
             [](decode_hook * self, const mmproj & m, int n_threads) {
-                new (self) decode_hook(m.weights(), m.form(), n_threads, poll_signals);
+                new (self) decode_hook(m.weights(), n_threads, poll_signals);
             },
             "mmproj"_a, nb::kw_only(), "n_threads"_a = 1, "Of images that this mmproj encoded; n_threads: on the CPU.")
         .def_prop_ro(

@@ -10,10 +10,10 @@
 
 namespace pyvllama {
 
-// Adds to the graph: K and V of every layer from an image's cross_attention_states.
-//   states  [n_embd, n_tokens] F32
-void build_image_states(ggml_context * ctx, ggml_cgraph * graph, const mllama_weights & weights, ggml_tensor * states,
-                        const image_states & image, attention_form form);
+// Adds to the graph: K and V of one layer from an image's cross_attention_states.
+//   states  [n_embd, n_tokens] F32, on the layer's device
+void build_image_states(ggml_context * ctx, ggml_cgraph * graph, const mllama_weights & weights, size_t j_cross,
+                        ggml_tensor * states, const image_states & image);
 
 // The images that a segment's rows see together.
 using image_group = std::vector<image_states_ptr>;
@@ -26,8 +26,8 @@ using image_group = std::vector<image_states_ptr>;
 // Returns the last node.
 ggml_tensor * build_cross_attn_block(ggml_context * ctx, const mllama_weights & weights, size_t j_cross,
                                      ggml_tensor * x, const std::vector<row_segment> & segments,
-                                     const std::vector<image_group> & groups, attention_form form,
-                                     std::vector<ggml_tensor *> & views, cross_attn_cpu * own);
+                                     const std::vector<image_group> & groups, std::vector<ggml_tensor *> & views,
+                                     cross_attn_cpu * own);
 
 // How many nodes the block needs at most.
 size_t cross_attn_block_nodes(const mllama_text_hparams & hparams, int n_rows,

@@ -35,7 +35,15 @@ void alias_rows(ggml_tensor * x, const ggml_tensor * l_out, int first_row) {
 
 }  // namespace
 
+struct decode_hook::site {
+    ggml_backend_ptr backend;
+    ggml_gallocr_ptr scratch;             // shared by the blocks here: one runs at a time and nothing outlives it
+    const void * scratch_base = nullptr;  // of the buffer that they point into
+    size_t scratch_bytes = 0;
+};
+
 struct decode_hook::block {
+    site * on;
     ggml_context_ptr ctx;
     std::unique_ptr<cross_attn_cpu> own;  // some nodes of the graph
     ggml_cgraph * graph = nullptr;
@@ -45,23 +53,26 @@ struct decode_hook::block {
     uint64_t used = 0;
 };
 
-decode_hook::decode_hook(std::shared_ptr<const mllama_weights> weights, attention_form form, int n_threads,
-                         std::function<void()> poll)
-    : weights_(std::move(weights)),
-      form_(form),
-      backend_(weights_->dev().new_backend(n_threads)),
-      poll_(std::move(poll)),
-      rows_done_(weights_->cross.size(), 0),
-      scratch_(ggml_gallocr_new(weights_->dev().default_buft())) {
+decode_hook::decode_hook(std::shared_ptr<const mllama_weights> weights, int n_threads, std::function<void()> poll)
+    : weights_(std::move(weights)), poll_(std::move(poll)), rows_done_(weights_->cross.size(), 0) {
     for (size_t j = 0; j < weights_->cross.size(); ++j) {
         cross_after_[weights_->cross[j].il_after].push_back(j);
+        const device & dev = weights_->cross_dev(j);
+        std::unique_ptr<site> & on = sites_[dev.get()];
+        if (!on) {
+            on = std::make_unique<site>();
+            on->backend = dev.new_backend(n_threads);
+            on->scratch.reset(ggml_gallocr_new(dev.default_buft()));
+        }
     }
 }
 
 decode_hook::~decode_hook() = default;
 
 void decode_hook::set_n_threads(int n_threads) {
-    pyvllama::set_n_threads(backend_.get(), n_threads);
+    for (const auto & entry : sites_) {
+        pyvllama::set_n_threads(entry.second->backend.get(), n_threads);
+    }
 }
 
 void decode_hook::begin(std::vector<int32_t> row_group, std::vector<image_group> groups) {
@@ -187,7 +198,9 @@ decode_hook::block & decode_hook::find_block(size_t j_cross, const ggml_tensor *
     }
     const mllama_text_hparams & h = weights_->hparams().text;
     const size_t n_nodes = cross_attn_block_nodes(h, run.n_rows, run.segments, groups_);
+    const device & dev = weights_->cross_dev(j_cross);
     auto b = std::make_unique<block>();
+    b->on = sites_.at(dev.get()).get();
     b->ctx.reset(ggml_init(
         { (n_nodes + 8) * ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false), nullptr, true }));
     b->x = ggml_new_tensor_2d(b->ctx.get(), GGML_TYPE_F32, h.n_embd, run.n_rows);
@@ -199,13 +212,13 @@ decode_hook::block & decode_hook::find_block(size_t j_cross, const ggml_tensor *
         alias_rows(b->x, l_out, run.first);  // memory that is not the allocator's business
     }
     b->graph = ggml_new_graph_custom(b->ctx.get(), n_nodes, false);
-    const f32_kernels * kernels = weights_->kernels().f32;
-    if (kernels && form_ == attention_form::softmax && cross_attn_cpu::takes(h.n_embd_head())) {
+    const f32_kernels * kernels = weights_->cross_kernels(j_cross).f32;
+    if (kernels && cross_attn_cpu::takes(h.n_embd_head())) {
         b->own = std::make_unique<cross_attn_cpu>(b->ctx.get(), *kernels);
     }
     ggml_build_forward_expand(b->graph, build_cross_attn_block(b->ctx.get(), *weights_, j_cross, b->x, run.segments,
-                                                               groups_, form_, b->views, b->own.get()));
-    require_support(backend_.get(), b->graph);
+                                                               groups_, b->views, b->own.get()));
+    require_support(b->on->backend.get(), b->graph);
 
     allocate(*b);
     while (blocks_.size() >= MAX_BLOCKS_PER_LAYER * weights_->cross.size()) {
@@ -218,16 +231,24 @@ decode_hook::block & decode_hook::find_block(size_t j_cross, const ggml_tensor *
     return *(blocks_[key] = std::move(b));
 }
 
-// Gives the block's tensors their places in the shared scratch buffer.
+// Gives the block's tensors their places in its device's scratch buffer.
 void decode_hook::allocate(block & b) {
+    site & on = *b.on;
+    auto forget_blocks = [&] {  // whose tensors point into a buffer that is gone
+        for (auto it = blocks_.begin(); it != blocks_.end();) {
+            it = it->second->on == &on ? blocks_.erase(it) : std::next(it);
+        }
+    };
     // reserve() plans for this very graph: alloc_graph alone would take over the plan of the graph before if that has
     // as many nodes of the same sizes.
-    if (!ggml_gallocr_reserve(scratch_.get(), b.graph) || !ggml_gallocr_alloc_graph(scratch_.get(), b.graph)) {
-        blocks_.clear();
-        scratch_.reset(ggml_gallocr_new(weights_->dev().default_buft()));  // a failed one would crash at its next use
-        scratch_buffer_ = nullptr;
-        stats_.scratch_bytes = 0;
-        throw backend_error(std::string("no memory on ") + ggml_backend_name(backend_.get()) +
+    if (!ggml_gallocr_reserve(on.scratch.get(), b.graph) || !ggml_gallocr_alloc_graph(on.scratch.get(), b.graph)) {
+        forget_blocks();
+        // a failed one would crash at its next use
+        on.scratch.reset(ggml_gallocr_new(ggml_backend_get_default_buffer_type(on.backend.get())));
+        on.scratch_base = nullptr;
+        stats_.scratch_bytes -= on.scratch_bytes;
+        on.scratch_bytes = 0;
+        throw backend_error(std::string("no memory on ") + ggml_backend_name(on.backend.get()) +
                             " for a cross-attention block");
     }
     const void * buffer = nullptr;
@@ -237,16 +258,17 @@ void decode_hook::allocate(block & b) {
             buffer = ggml_backend_buffer_get_base(node->buffer);
         }
     }
-    const size_t size = ggml_gallocr_get_buffer_size(scratch_.get(), 0);
-    if (buffer != scratch_buffer_ || size != stats_.scratch_bytes) {
-        blocks_.clear();  // their tensors point into the buffer that was replaced
+    const size_t size = ggml_gallocr_get_buffer_size(on.scratch.get(), 0);
+    if (buffer != on.scratch_base || size != on.scratch_bytes) {
+        forget_blocks();
     }
-    scratch_buffer_ = buffer;
-    stats_.scratch_bytes = size;
+    on.scratch_base = buffer;
+    stats_.scratch_bytes += size - on.scratch_bytes;
+    on.scratch_bytes = size;
 }
 
 void decode_hook::run_block(size_t j_cross, ggml_tensor * l_out, const row_run & run) {
-    const bool copy = device_of(l_out) != weights_->dev().get();
+    const bool copy = device_of(l_out) != weights_->cross_dev(j_cross).get();
     block & b = find_block(j_cross, l_out, run, copy);
     if (copy) {
         alias_rows(b.far, l_out, run.first);
@@ -258,7 +280,7 @@ void decode_hook::run_block(size_t j_cross, ggml_tensor * l_out, const row_run &
             view->buffer = b.x->buffer;
         }
     }
-    compute_graph(backend_.get(), b.graph, nullptr, { collector_.get(), -1 });
+    compute_graph(b.on->backend.get(), b.graph, nullptr, { collector_.get(), -1 });
     if (copy) {
         ggml_backend_tensor_copy(b.x, b.far);
         stats_.n_copies++;

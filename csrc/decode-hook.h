@@ -33,8 +33,7 @@ class decode_hook {
   public:
     // poll, if given, is called at most every 100 ms while llama.cpp computes on the CPU; what it throws ends the
     // computation and is rethrown by end().
-    decode_hook(std::shared_ptr<const mllama_weights> weights, attention_form form, int n_threads,
-                std::function<void()> poll);
+    decode_hook(std::shared_ptr<const mllama_weights> weights, int n_threads, std::function<void()> poll);
     ~decode_hook();
     decode_hook(const decode_hook &) = delete;
     decode_hook & operator=(const decode_hook &) = delete;
@@ -63,6 +62,7 @@ class decode_hook {
     static bool cb_abort(void * user_data);
 
   private:
+    struct site;   // a device with cross-attention layers
     struct block;  // a graph, built once for a shape and replayed
 
     bool wants_layer(const ggml_tensor * tensor) const;
@@ -74,8 +74,7 @@ class decode_hook {
     void allocate(block & b);
 
     std::shared_ptr<const mllama_weights> weights_;
-    const attention_form form_;
-    ggml_backend_ptr backend_;
+    std::map<ggml_backend_dev_t, std::unique_ptr<site>> sites_;
     std::function<void()> poll_;
     std::shared_ptr<importance_collector> collector_;
     int64_t last_poll_us_ = 0;
@@ -87,8 +86,6 @@ class decode_hook {
     std::vector<int> rows_done_;  // per cross layer
     std::exception_ptr failure_;
 
-    const void * scratch_buffer_ = nullptr;  // base of the buffer that all blocks point into
-    ggml_gallocr_ptr scratch_;               // shared by all blocks: one runs at a time and nothing outlives it
     std::map<std::vector<int64_t>, std::unique_ptr<block>> blocks_;
     uint64_t clock_ = 0;
     hook_stats stats_;

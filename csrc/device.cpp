@@ -1,5 +1,6 @@
 #include "device.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 #include "errors.h"
@@ -23,8 +24,8 @@ ggml_backend_dev_t find_device(const std::string & name) {
         return ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
     }
     if (name == "gpu") {
-        ggml_backend_dev_t gpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_GPU);
-        return gpu ? gpu : ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_IGPU);
+        const std::vector<ggml_backend_dev_t> gpus = offload_devices();
+        return gpus.empty() ? nullptr : gpus.front();
     }
     return ggml_backend_dev_by_name(name.c_str());
 }
@@ -80,6 +81,32 @@ std::vector<std::string> device_names() {
         names.push_back(ggml_backend_dev_name(ggml_backend_dev_get(i)));
     }
     return names;
+}
+
+std::vector<ggml_backend_dev_t> offload_devices() {
+    std::vector<ggml_backend_dev_t> gpus, integrated;
+    auto id_of = [](ggml_backend_dev_t dev) {
+        ggml_backend_dev_props props;
+        ggml_backend_dev_get_props(dev, &props);
+        return std::string(props.device_id ? props.device_id : "");
+    };
+    for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
+        ggml_backend_dev_t dev = ggml_backend_dev_get(i);
+        const auto type = ggml_backend_dev_type(dev);
+        if (type == GGML_BACKEND_DEVICE_TYPE_GPU) {
+            const std::string id = id_of(dev);
+            auto is_same = [&](ggml_backend_dev_t other) { return !id.empty() && id_of(other) == id; };
+            if (std::none_of(gpus.begin(), gpus.end(), is_same)) {
+                gpus.push_back(dev);
+            }
+        } else if (type == GGML_BACKEND_DEVICE_TYPE_IGPU) {
+            if (integrated.empty() ||
+                ggml_backend_dev_backend_reg(dev) == ggml_backend_dev_backend_reg(integrated.front())) {
+                integrated.push_back(dev);
+            }
+        }
+    }
+    return gpus.empty() ? integrated : gpus;
 }
 
 void set_n_threads(ggml_backend_t backend, int n_threads) {

@@ -25,8 +25,6 @@ class device {
     // Where a matmul weight is fastest: a repacking buffer type of the CPU if it takes this weight, else the default.
     ggml_backend_buffer_type_t matmul_buft(const ggml_tensor * weight, bool repack) const;
     ggml_backend_buffer_type_t default_buft() const { return ggml_backend_dev_buffer_type(dev_); }
-    // Can tensors live on host memory that we got elsewhere (a mapped file)?
-    bool takes_host_memory() const { return is_cpu(); }
 
   private:
     ggml_backend_dev_t dev_;
@@ -35,6 +33,10 @@ class device {
 
 // Names of all devices that ggml knows.
 std::vector<std::string> device_names();
+
+// The devices that text layers can be put on, in llama.cpp's order: GPUs, or where there are none, those that share the
+// host's memory. One that two backends know (CUDA and Vulkan) counts once.
+std::vector<ggml_backend_dev_t> offload_devices();
 
 // Sets the CPU backend's thread count; does nothing on other backends.
 void set_n_threads(ggml_backend_t backend, int n_threads);

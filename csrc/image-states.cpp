@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <cstring>
+#include <map>
 #include <stdexcept>
 
 #include "errors.h"
@@ -29,23 +30,41 @@ std::pair<ggml_type, ggml_type> image_states_types(ggml_type type, attention_for
     return { type, is_split ? GGML_TYPE_F16 : type };
 }
 
-image_states::image_states(const mllama_weights & weights, attention_form form, ggml_type type, int n_tokens)
-    : weights_id_(weights.id()), form_(form), n_tokens_(n_tokens) {
+image_states::image_states(const mllama_weights & weights, ggml_type type, int n_tokens)
+    : weights_id_(weights.id()), n_tokens_(n_tokens) {
     static std::atomic<uint64_t> next_id{ 1 };
     id_ = next_id++;
     const mllama_text_hparams & h = weights.hparams().text;
     const int64_t d = h.n_embd_head(), n_kv = h.n_head_kv;
-    const auto [k_type, v_type] = image_states_types(type, form);
-    ctx_.reset(ggml_init({ 2 * weights.cross.size() * ggml_tensor_overhead(), nullptr, true }));
+    std::map<ggml_backend_dev_t, ggml_context *> contexts;
     for (size_t j = 0; j < weights.cross.size(); ++j) {
-        k.push_back(ggml_new_tensor_3d(ctx_.get(), k_type, d, n_tokens, n_kv));
-        v.push_back(form == attention_form::softmax ? ggml_new_tensor_3d(ctx_.get(), v_type, n_tokens, d, n_kv)
-                                                    : ggml_new_tensor_3d(ctx_.get(), v_type, d, n_tokens, n_kv));
+        const device & dev = weights.cross_dev(j);
+        ggml_context *& ctx = contexts[dev.get()];
+        if (!ctx) {
+            contexts_.emplace_back(ggml_init({ 2 * weights.cross.size() * ggml_tensor_overhead(), nullptr, true }));
+            ctx = contexts_.back().get();
+        }
+        forms_.push_back(attention_form_on(dev));
+        const auto [k_type, v_type] = image_states_types(type, forms_[j]);
+        k.push_back(ggml_new_tensor_3d(ctx, k_type, d, n_tokens, n_kv));
+        v.push_back(forms_[j] == attention_form::softmax ? ggml_new_tensor_3d(ctx, v_type, n_tokens, d, n_kv)
+                                                         : ggml_new_tensor_3d(ctx, v_type, d, n_tokens, n_kv));
     }
-    buffer_.reset(ggml_backend_alloc_ctx_tensors_from_buft(ctx_.get(), weights.dev().default_buft()));
-    if (!buffer_) {
-        throw backend_error(std::string("no memory on ") + weights.dev().name() + " for an image's keys and values");
+    for (const auto & [dev, ctx] : contexts) {
+        buffers_.emplace_back(ggml_backend_alloc_ctx_tensors_from_buft(ctx, ggml_backend_dev_buffer_type(dev)));
+        if (!buffers_.back()) {
+            throw backend_error(std::string("no memory on ") + ggml_backend_dev_name(dev) +
+                                " for an image's keys and values");
+        }
     }
+}
+
+size_t image_states::n_bytes() const {
+    size_t n = 0;
+    for (const ggml_backend_buffer_ptr & buffer : buffers_) {
+        n += ggml_backend_buffer_get_size(buffer.get());
+    }
+    return n;
 }
 
 std::vector<float> image_states::keys(size_t j_cross) const {
@@ -54,7 +73,7 @@ std::vector<float> image_states::keys(size_t j_cross) const {
 
 std::vector<float> image_states::values(size_t j_cross) const {
     const std::vector<float> stored = to_host(v.at(j_cross));
-    if (form_ == attention_form::flash) {
+    if (forms_[j_cross] == attention_form::flash) {
         return stored;
     }
     const size_t n = v[j_cross]->ne[0], d = v[j_cross]->ne[1], n_kv = v[j_cross]->ne[2];

@@ -17,14 +17,20 @@ enum class attention_form {
               // errors of up to 13 % over 6404 keys
 };
 
+inline attention_form attention_form_on(const device & dev) {
+    return dev.is_cpu() ? attention_form::softmax : attention_form::flash;
+}
+
 class image_states {
   public:
-    // Empty ones for n_tokens image tokens. Throws backend_error if there is no memory.
-    image_states(const mllama_weights & weights, attention_form form, ggml_type type, int n_tokens);
+    // Empty ones for n_tokens image tokens, each layer's on its device. Throws backend_error if there is no memory.
+    image_states(const mllama_weights & weights, ggml_type type, int n_tokens);
+    image_states(const image_states &) = delete;
+    image_states & operator=(const image_states &) = delete;
 
     uint64_t id() const { return id_; }  // unique in this process
     int n_tokens() const { return n_tokens_; }
-    size_t n_bytes() const { return ggml_backend_buffer_get_size(buffer_.get()); }
+    size_t n_bytes() const;
     uint64_t made_for() const { return weights_id_; }  // mllama_weights::id
 
     // For tests: keys or values of one layer as F32 on the host, [n_embd_head, n_tokens, n_head_kv] in both forms.
@@ -45,11 +51,11 @@ class image_states {
     ggml_tensor * part(size_t i) const;
 
     uint64_t weights_id_;
-    attention_form form_;
+    std::vector<attention_form> forms_;  // per cross layer
     uint64_t id_;
     int n_tokens_;
-    ggml_context_ptr ctx_;
-    ggml_backend_buffer_ptr buffer_;
+    std::vector<ggml_context_ptr> contexts_;  // one a device
+    std::vector<ggml_backend_buffer_ptr> buffers_;
 };
 
 // What keys and what values are kept as, where cross_kv_type asks for type. In the softmax form a row of values has as

@@ -17,12 +17,10 @@ uint64_t next_id() {
 
 }  // namespace
 
-mllama_weights::mllama_weights(const std::string & path, const device & dev, bool repack, const progress_fn & progress)
+mllama_weights::mllama_weights(const std::string & path, const device & dev, const std::vector<device> & layer_devs,
+                               bool repack, const progress_fn & progress)
     : id_(next_id()), file_(path), hparams_(mllama_hparams::load(file_)), dev_(dev) {
-    if (dev.is_cpu()) {
-        kernels_ = choose_cpu_kernels();
-    }
-    find_tensors();
+    find_tensors(layer_devs);
     file_.refuse_unknown_tensors();
     place(repack, progress);
 }
@@ -33,23 +31,23 @@ bool mllama_weights::in_bf16(const ggml_tensor * weight) const {
            (type == GGML_TYPE_BF16 || ggml_get_type_traits(type)->to_float);
 }
 
-ggml_tensor * mllama_weights::find(const std::string & name, const std::vector<int64_t> & ne) {
+ggml_tensor * mllama_weights::find(const device & dev, const std::string & name, const std::vector<int64_t> & ne) {
     ggml_tensor * t = file_.tensor(name, ne);
     if (t->type != GGML_TYPE_F32) {
         file_.fail("tensor '" + name + "' is of type " + ggml_type_name(t->type) + ", expected f32");
     }
-    others_.push_back(t);
+    others_.push_back({ t, &dev });
     return t;
 }
 
-ggml_tensor * mllama_weights::find_matmul(const std::string & name, int64_t n_in, int64_t n_out) {
+ggml_tensor * mllama_weights::find_matmul(const device & dev, const std::string & name, int64_t n_in, int64_t n_out) {
     ggml_tensor * t = file_.tensor(name, { n_in, n_out });
-    matmuls_.push_back(t);
+    matmuls_.push_back({ t, &dev });
     return t;
 }
 
 layer_norm mllama_weights::find_norm(const std::string & name, int64_t n) {
-    return { find(name + ".weight", { n }), find(name + ".bias", { n }) };
+    return { find(dev_, name + ".weight", { n }), find(dev_, name + ".bias", { n }) };
 }
 
 float mllama_weights::find_gate(const std::string & name) {
@@ -61,7 +59,7 @@ float mllama_weights::find_gate(const std::string & name) {
     return std::tanh(raw);
 }
 
-void mllama_weights::find_tensors() {
+void mllama_weights::find_tensors(const std::vector<device> & layer_devs) {
     const mllama_vision_hparams & v = hparams_.vision;
     const mllama_text_hparams & t = hparams_.text;
     const int64_t n_embd = v.n_embd, n_ff = v.n_ff, n_aspect = (int64_t) v.aspect_ratios.size() + 1;
@@ -87,14 +85,14 @@ void mllama_weights::find_tensors() {
         vision_layer l;
         l.ln1 = find_norm(p + "ln1", n_embd);
         l.ln2 = find_norm(p + "ln2", n_embd);
-        l.q = find_matmul(p + "attn_q.weight", n_embd, n_embd);
-        l.k = find_matmul(p + "attn_k.weight", n_embd, n_embd);
-        l.v = find_matmul(p + "attn_v.weight", n_embd, n_embd);
-        l.o = find_matmul(p + "attn_out.weight", n_embd, n_embd);
-        l.ffn_up = find_matmul(p + "ffn_up.weight", n_embd, n_ff);
-        l.ffn_up_b = find(p + "ffn_up.bias", { n_ff });
-        l.ffn_down = find_matmul(p + "ffn_down.weight", n_ff, n_embd);
-        l.ffn_down_b = find(p + "ffn_down.bias", { n_embd });
+        l.q = find_matmul(dev_, p + "attn_q.weight", n_embd, n_embd);
+        l.k = find_matmul(dev_, p + "attn_k.weight", n_embd, n_embd);
+        l.v = find_matmul(dev_, p + "attn_v.weight", n_embd, n_embd);
+        l.o = find_matmul(dev_, p + "attn_out.weight", n_embd, n_embd);
+        l.ffn_up = find_matmul(dev_, p + "ffn_up.weight", n_embd, n_ff);
+        l.ffn_up_b = find(dev_, p + "ffn_up.bias", { n_ff });
+        l.ffn_down = find_matmul(dev_, p + "ffn_down.weight", n_ff, n_embd);
+        l.ffn_down_b = find(dev_, p + "ffn_down.bias", { n_embd });
         if (gated) {
             l.gate_attn = find_gate(p + "gate_attn");
             l.gate_ffn = find_gate(p + "gate_ffn");
@@ -107,26 +105,37 @@ void mllama_weights::find_tensors() {
     for (int i = 0; i < v.n_layer_global; ++i) {
         global.push_back(find_layer("v.global.blk." + std::to_string(i) + ".", true));
     }
-    mm = find_matmul("mm.0.weight", v.n_embd_out(), t.n_embd);
-    mm_b = find("mm.0.bias", { t.n_embd });
+    mm = find_matmul(dev_, "mm.0.weight", v.n_embd_out(), t.n_embd);
+    mm_b = find(dev_, "mm.0.bias", { t.n_embd });
 
     const int64_t n_kv = (int64_t) t.n_embd_head() * t.n_head_kv;
+    const auto layer_dev = [&](size_t il) -> const device & { return il < layer_devs.size() ? layer_devs[il] : dev_; };
     for (size_t j = 0; j < t.cross_attention_layers.size(); ++j) {
+        cross_devs_.push_back(layer_dev((size_t) t.cross_attention_layers[j] - j - 1));
+    }
+    if (dev_.is_cpu()) {
+        kernels_ = choose_cpu_kernels();
+    }
+    for (const device & dev : cross_devs_) {
+        cross_kernels_.push_back(dev.is_cpu() ? choose_cpu_kernels() : cpu_kernels());
+    }
+    for (size_t j = 0; j < t.cross_attention_layers.size(); ++j) {
+        const device & on = cross_devs_[j];
         cross_layer l;
         l.il_hf = t.cross_attention_layers[j];
         l.il_after = l.il_hf - (int) j - 1;  // j cross layers stand before it; those are not in the text GGUF
         const std::string p = "xattn.blk." + std::to_string(l.il_hf) + ".";
-        l.attn_norm = find(p + "attn_norm.weight", { t.n_embd });
-        l.ffn_norm = find(p + "ffn_norm.weight", { t.n_embd });
-        l.q_norm = find(p + "attn_q_norm.weight", { t.n_embd_head() });
-        l.k_norm = find(p + "attn_k_norm.weight", { t.n_embd_head() });
-        l.q = find_matmul(p + "attn_q.weight", t.n_embd, t.n_embd);
-        l.k = find_matmul(p + "attn_k.weight", t.n_embd, n_kv);
-        l.v = find_matmul(p + "attn_v.weight", t.n_embd, n_kv);
-        l.o = find_matmul(p + "attn_output.weight", t.n_embd, t.n_embd);
-        l.ffn_gate = find_matmul(p + "ffn_gate.weight", t.n_embd, t.n_ff);
-        l.ffn_up = find_matmul(p + "ffn_up.weight", t.n_embd, t.n_ff);
-        l.ffn_down = find_matmul(p + "ffn_down.weight", t.n_ff, t.n_embd);
+        l.attn_norm = find(on, p + "attn_norm.weight", { t.n_embd });
+        l.ffn_norm = find(on, p + "ffn_norm.weight", { t.n_embd });
+        l.q_norm = find(on, p + "attn_q_norm.weight", { t.n_embd_head() });
+        l.k_norm = find(on, p + "attn_k_norm.weight", { t.n_embd_head() });
+        l.q = find_matmul(on, p + "attn_q.weight", t.n_embd, t.n_embd);
+        l.k = find_matmul(on, p + "attn_k.weight", t.n_embd, n_kv);
+        l.v = find_matmul(on, p + "attn_v.weight", t.n_embd, n_kv);
+        l.o = find_matmul(on, p + "attn_output.weight", t.n_embd, t.n_embd);
+        l.ffn_gate = find_matmul(on, p + "ffn_gate.weight", t.n_embd, t.n_ff);
+        l.ffn_up = find_matmul(on, p + "ffn_up.weight", t.n_embd, t.n_ff);
+        l.ffn_down = find_matmul(on, p + "ffn_down.weight", t.n_ff, t.n_embd);
         l.gate_attn = find_gate(p + "gate_attn");
         l.gate_ffn = find_gate(p + "gate_ffn");
         cross.push_back(l);
@@ -136,12 +145,12 @@ void mllama_weights::find_tensors() {
 // One buffer per buffer type. On the CPU, tensors of the default type are used where they lie in the mapped file.
 void mllama_weights::place(bool repack, const progress_fn & progress) {
     std::map<ggml_backend_buffer_type_t, std::vector<ggml_tensor *>> by_buft;
-    for (ggml_tensor * t : matmuls_) {
-        const bool tower = std::string(t->name).compare(0, 6, "xattn.") != 0;
-        by_buft[dev_.matmul_buft(t, repack && !(tower && in_bf16(t)))].push_back(t);
+    for (const placed & p : matmuls_) {
+        const bool tower = std::string(p.tensor->name).compare(0, 6, "xattn.") != 0;
+        by_buft[p.dev->matmul_buft(p.tensor, repack && !(tower && in_bf16(p.tensor)))].push_back(p.tensor);
     }
-    for (ggml_tensor * t : others_) {
-        by_buft[dev_.default_buft()].push_back(t);
+    for (const placed & p : others_) {
+        by_buft[p.dev->default_buft()].push_back(p.tensor);
     }
     buffers_.emplace_back(ggml_backend_alloc_ctx_tensors_from_buft(own_.get(), dev_.default_buft()));
     if (!buffers_.back()) {
@@ -159,7 +168,7 @@ void mllama_weights::place(bool repack, const progress_fn & progress) {
         }
     }
     for (auto & [buft, tensors] : by_buft) {
-        if (buft == dev_.default_buft() && dev_.takes_host_memory()) {
+        if (buft == ggml_backend_cpu_buffer_type()) {
             ggml_backend_buffer_t mapped = ggml_backend_cpu_buffer_from_ptr((void *) base, file_.bytes().size());
             buffers_.emplace_back(mapped);
             ggml_backend_buffer_set_usage(mapped, GGML_BACKEND_BUFFER_USAGE_WEIGHTS);

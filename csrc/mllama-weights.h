@@ -1,4 +1,4 @@
-// The tensors of an mmproj file on their device, and the small tables that only the host reads.
+// The tensors of an mmproj file on their devices, and the small tables that only the host reads.
 #pragma once
 
 #include <functional>
@@ -44,19 +44,25 @@ struct cross_layer {
 
 class mllama_weights {
   public:
+    // dev: of vision tower and projector.
+    // layer_devs: of the text model's layers. A cross-attention layer lives where the layer lives whose output it
+    // rewrites; where that is not said, on dev.
     // repack: let the CPU keep matmul weights in the layout its fastest kernels want (a copy in memory); without it,
     // for types that have no such layout, and for matrices that our own kernels read, they stay in the mapped file.
-    mllama_weights(const std::string & path, const device & dev, bool repack, const progress_fn & progress);
+    mllama_weights(const std::string & path, const device & dev, const std::vector<device> & layer_devs, bool repack,
+                   const progress_fn & progress);
 
     const mllama_hparams & hparams() const { return hparams_; }
     const device & dev() const { return dev_; }
-    const cpu_kernels & kernels() const { return kernels_; }  // none but on the CPU
+    const device & cross_dev(size_t j_cross) const { return cross_devs_[j_cross]; }
+    const cpu_kernels & kernels() const { return kernels_; }  // of the tower: none but on the CPU
+    const cpu_kernels & cross_kernels(size_t j_cross) const { return cross_kernels_[j_cross]; }
     // Is a matrix of the tower one for our bf16 kernels? Not where the file has more precision than that.
     bool in_bf16(const ggml_tensor * weight) const;
     uint64_t id() const { return id_; }  // unique in this process
     const std::string & path() const { return file_.path(); }
 
-    // on the device
+    // on their devices
     ggml_tensor * patch_embd;  // [patch*patch*3, n_embd], always F32: small, and pixels stay exact
     layer_norm pre_ln, post_ln;
     std::vector<vision_layer> local, global;
@@ -75,10 +81,14 @@ class mllama_weights {
     size_t mapped_bytes() const;  // weights used where they lie in the mapped file
 
   private:
-    void find_tensors();
+    void find_tensors(const std::vector<device> & layer_devs);
     void place(bool repack, const progress_fn & progress);
-    ggml_tensor * find(const std::string & name, const std::vector<int64_t> & ne);
-    ggml_tensor * find_matmul(const std::string & name, int64_t n_in, int64_t n_out);
+    struct placed {
+        ggml_tensor * tensor;
+        const device * dev;
+    };
+    ggml_tensor * find(const device & dev, const std::string & name, const std::vector<int64_t> & ne);
+    ggml_tensor * find_matmul(const device & dev, const std::string & name, int64_t n_in, int64_t n_out);
     layer_norm find_norm(const std::string & name, int64_t n);
     float find_gate(const std::string & name);
     std::vector<float> tile_row(const ggml_tensor * table, int aspect_ratio_id, float factor) const;
@@ -87,10 +97,12 @@ class mllama_weights {
     gguf_file file_;
     mllama_hparams hparams_;
     device dev_;
+    std::vector<device> cross_devs_;
     cpu_kernels kernels_;
-    std::vector<ggml_tensor *> matmuls_, others_;  // for the device
-    ggml_tensor * patch_embd_src_;                 // as the file has it
-    ggml_context_ptr own_;                         // of patch_embd
+    std::vector<cpu_kernels> cross_kernels_;
+    std::vector<placed> matmuls_, others_;
+    ggml_tensor * patch_embd_src_;  // as the file has it
+    ggml_context_ptr own_;          // of patch_embd
     std::vector<ggml_backend_buffer_ptr> buffers_;
     size_t device_bytes_ = 0, mapped_bytes_ = 0;
 

@@ -14,25 +14,6 @@ namespace {
 // Part of the work that the tower is, for progress: K/V of 8 layers against 40 layers of the tower.
 constexpr float TOWER_SHARE = 0.97f;
 
-image_states_ptr compute_image_states(const mllama_weights & weights, attention_form form, ggml_type type,
-                                      ggml_backend_t backend, ggml_tensor * states, const progress_fn & progress,
-                                      importance_collector * collector) {
-    auto image = std::make_shared<image_states>(weights, form, type, (int) states->ne[1]);
-    const size_t n_nodes = 24 * weights.cross.size() + 16;
-    ggml_context_ptr ctx(
-        ggml_init({ n_nodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false), nullptr, true }));
-    ggml_cgraph * graph = ggml_new_graph_custom(ctx.get(), n_nodes, false);
-    build_image_states(ctx.get(), graph, weights, states, *image, form);
-    require_support(backend, graph);
-    ggml_gallocr_ptr scratch(ggml_gallocr_new(ggml_backend_get_default_buffer_type(backend)));
-    if (!ggml_gallocr_alloc_graph(scratch.get(), graph)) {
-        throw backend_error(std::string("no memory on ") + ggml_backend_name(backend) +
-                            " for an image's keys and values");
-    }
-    compute_graph(backend, graph, progress, { collector, -1 });
-    return image;
-}
-
 }  // namespace
 
 mmproj::mmproj(const std::string & path, const mmproj_options & options, const progress_fn & progress)
@@ -43,15 +24,27 @@ mmproj::mmproj(const std::string & path, const mmproj_options & options, const p
                                     ggml_type_name(kv));
     }
     const device dev(options.device);
-    weights_ = std::make_shared<const mllama_weights>(path, dev, options.repack, progress);
+    const std::vector<device> layer_devs(options.layer_devices.begin(), options.layer_devices.end());
+    weights_ = std::make_shared<const mllama_weights>(path, dev, layer_devs, options.repack, progress);
     if (const int d = hparams().text.n_embd_head(); d % ggml_blck_size(kv) != 0) {
         throw config_error(std::string("cross_kv_type cannot be ") + ggml_type_name(kv) +
                            " in this model: its heads have " + std::to_string(d) + " numbers, and " +
                            ggml_type_name(kv) + " takes " + std::to_string(ggml_blck_size(kv)) +
                            " at a time; take f16, bf16 or f32");
     }
-    form_ = dev.is_cpu() ? attention_form::softmax : attention_form::flash;
-    backend_ = dev.new_backend(options.n_threads);
+    backends_[dev.get()] = dev.new_backend(options.n_threads);
+    for (size_t j = 0; j < weights_->cross.size(); ++j) {
+        ggml_backend_ptr & backend = backends_[weights_->cross_dev(j).get()];
+        if (!backend) {
+            backend = weights_->cross_dev(j).new_backend(options.n_threads);
+        }
+    }
+}
+
+void mmproj::set_n_threads(int n_threads) {
+    for (const auto & entry : backends_) {
+        pyvllama::set_n_threads(entry.second.get(), n_threads);
+    }
 }
 
 void mmproj::set_collector(std::shared_ptr<importance_collector> collector) {
@@ -83,15 +76,12 @@ image_states_ptr mmproj::encode(const float * pixels, int n_tiles, int aspect_ra
     part_times parts;
     {
         vision_graph graph(*weights_, input.rows, states, collector_.get());
-        graph.compute(backend_.get(), input, progress ? [&](float f) { progress(f * TOWER_SHARE); } : progress_fn(),
-                      stats ? &parts : nullptr);
+        graph.compute(backend_on(weights_->dev()), input,
+                      progress ? [&](float f) { progress(f * TOWER_SHARE); } : progress_fn(), stats ? &parts : nullptr);
         compute_bytes = graph.compute_bytes();
     }
     const int64_t t1 = ggml_time_us();
-    image_states_ptr image = compute_image_states(
-        *weights_, form_, options_.cross_kv_type, backend_.get(), states,
-        progress ? [&](float f) { progress(TOWER_SHARE + f * (1.0f - TOWER_SHARE)); } : progress_fn(),
-        collector_.get());
+    image_states_ptr image = compute_image_states(states, progress);
     if (progress) {
         progress(1.0f);
     }
@@ -106,6 +96,57 @@ image_states_ptr mmproj::encode(const float * pixels, int n_tiles, int aspect_ra
     return image;
 }
 
+// Keys and values of each layer are computed on its device, to which the states travel once.
+image_states_ptr mmproj::compute_image_states(ggml_tensor * states, const progress_fn & progress) {
+    auto image = std::make_shared<image_states>(*weights_, options_.cross_kv_type, (int) states->ne[1]);
+    const size_t n_layers = weights_->cross.size();
+    size_t n_done = 0;
+    for (const auto & [dev, backend] : backends_) {
+        std::vector<size_t> layers;
+        for (size_t j = 0; j < n_layers; ++j) {
+            if (weights_->cross_dev(j).get() == dev) {
+                layers.push_back(j);
+            }
+        }
+        if (layers.empty()) {
+            continue;
+        }
+        const size_t n_nodes = 24 * layers.size() + 16;
+        ggml_context_ptr ctx(ggml_init(
+            { n_nodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false), nullptr, true }));
+        ggml_cgraph * graph = ggml_new_graph_custom(ctx.get(), n_nodes, false);
+        ggml_context_ptr near_ctx(ggml_init({ ggml_tensor_overhead(), nullptr, true }));
+        ggml_backend_buffer_ptr near_buffer;
+        ggml_tensor * near = states;
+        if (dev != weights_->dev().get()) {
+            near = ggml_dup_tensor(near_ctx.get(), states);
+            near_buffer.reset(
+                ggml_backend_alloc_ctx_tensors_from_buft(near_ctx.get(), ggml_backend_dev_buffer_type(dev)));
+            if (!near_buffer) {
+                throw backend_error(std::string("no memory on ") + ggml_backend_dev_name(dev) +
+                                    " for an image's states");
+            }
+            ggml_backend_tensor_copy(states, near);
+        }
+        for (size_t j : layers) {
+            build_image_states(ctx.get(), graph, *weights_, j, near, *image);
+        }
+        require_support(backend.get(), graph);
+        ggml_gallocr_ptr scratch(ggml_gallocr_new(ggml_backend_dev_buffer_type(dev)));
+        if (!ggml_gallocr_alloc_graph(scratch.get(), graph)) {
+            throw backend_error(std::string("no memory on ") + ggml_backend_dev_name(dev) +
+                                " for an image's keys and values");
+        }
+        const auto on_node = [&](float f) {
+            const float done = ((float) n_done + f * (float) layers.size()) / (float) n_layers;
+            progress(TOWER_SHARE + done * (1.0f - TOWER_SHARE));
+        };
+        compute_graph(backend.get(), graph, progress ? on_node : progress_fn(), { collector_.get(), -1 });
+        n_done += layers.size();
+    }
+    return image;
+}
+
 image_states_ptr mmproj::restore(int n_tokens, const std::vector<bytes_view> & parts) const {
     const int n_positions = hparams().vision.n_positions(), max_tiles = hparams().vision.max_num_tiles;
     if (n_tokens < n_positions || n_tokens > max_tiles * n_positions || n_tokens % n_positions != 0) {
@@ -116,7 +157,7 @@ image_states_ptr mmproj::restore(int n_tokens, const std::vector<bytes_view> & p
         throw std::invalid_argument("an image of this model has " + std::to_string(2 * weights_->cross.size()) +
                                     " parts, not " + std::to_string(parts.size()));
     }
-    auto image = std::make_shared<image_states>(*weights_, form_, options_.cross_kv_type, n_tokens);
+    auto image = std::make_shared<image_states>(*weights_, options_.cross_kv_type, n_tokens);
     for (size_t i = 0; i < parts.size(); ++i) {
         image->set_part(i, parts[i].data, parts[i].size);
     }

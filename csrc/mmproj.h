@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -16,7 +17,8 @@
 namespace pyvllama {
 
 struct mmproj_options {
-    std::string device = "cpu";
+    std::string device = "cpu";              // of the vision tower
+    std::vector<std::string> layer_devices;  // of the text layers, see mllama_weights
     int n_threads = 1;
     ggml_type cross_kv_type = GGML_TYPE_F16;  // F32, F16, BF16 or Q8_0
     bool repack = true;                       // see mllama_weights
@@ -41,7 +43,6 @@ class mmproj {
 
     const mllama_hparams & hparams() const { return weights_->hparams(); }
     const std::shared_ptr<const mllama_weights> & weights() const { return weights_; }
-    attention_form form() const { return form_; }
     ggml_type cross_kv_type() const { return options_.cross_kv_type; }
 
     // pixels: [image_size, image_size, 3, n_tiles] F32. states, if given, gets the cross_attention_states
@@ -57,15 +58,17 @@ class mmproj {
     // From now on the inputs of all matrices are counted there; nullptr: no more.
     void set_collector(std::shared_ptr<importance_collector> collector);
 
-    void set_n_threads(int n_threads) { pyvllama::set_n_threads(backend_.get(), n_threads); }
+    void set_n_threads(int n_threads);
 
   private:
+    image_states_ptr compute_image_states(ggml_tensor * states, const progress_fn & progress);
+    ggml_backend_t backend_on(const device & dev) { return backends_.at(dev.get()).get(); }
+
     std::mutex encoding_;
     std::atomic<std::thread::id> encoding_thread_{};
     const mmproj_options options_;
     std::shared_ptr<const mllama_weights> weights_;
-    attention_form form_;
-    ggml_backend_ptr backend_;
+    std::map<ggml_backend_dev_t, ggml_backend_ptr> backends_;
     std::shared_ptr<importance_collector> collector_;
 };
 

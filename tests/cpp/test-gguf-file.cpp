@@ -10,7 +10,7 @@
 using namespace pyvllama;
 
 static void load(const std::string & path) {
-    mllama_weights weights(path, device("cpu"), false, nullptr);
+    mllama_weights weights(path, device("cpu"), {}, false, nullptr);
 }
 
 static std::vector<char> read(const std::string & path) {

@@ -146,7 +146,7 @@ static void test_collecting() {
     }
 
     auto run = [&](std::shared_ptr<importance_collector> collector) {
-        decode_hook hook(model.weights(), model.form(), 1, nullptr);
+        decode_hook hook(model.weights(), 1, nullptr);
         hook.set_collector(collector);
         const std::vector<float> rows = noise((size_t) 3 * s.t_embd, 2);
         ggml_context_ptr ctx(ggml_init({ ggml_tensor_overhead(), nullptr, true }));
@@ -178,7 +178,7 @@ static void test_collecting() {
     }
     CHECK(text->entries().size() == 11);
 
-    decode_hook hook(model.weights(), model.form(), 1, nullptr);  // what goes wrong comes out of end()
+    decode_hook hook(model.weights(), 1, nullptr);  // what goes wrong comes out of end()
     hook.set_collector(text);
     hook.begin({ -1 }, {});
     product broken("blk.1.attn_q.weight", 2, 1);

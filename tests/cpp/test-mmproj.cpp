@@ -199,7 +199,7 @@ static void test_hook() {
     const tiny_sizes & s = f.sizes;
     image_states_ptr one, four;
     const std::vector<float> states_one = f.states(1, &one), states_four = f.states(3, &four);
-    decode_hook hook(f.model->weights(), f.model->form(), 2, nullptr);
+    decode_hook hook(f.model->weights(), 2, nullptr);
     const std::vector<image_group> groups = { { one }, { four }, { one, four } };
     std::vector<int32_t> group;
     for (int g : { -1, 0, 2, -1, 1 }) {
@@ -255,7 +255,7 @@ static void test_failures() {
     image_states_ptr image, foreign;
     f.states(1, &image);
     g.states(1, &foreign);
-    decode_hook hook(f.model->weights(), f.model->form(), 1, nullptr);
+    decode_hook hook(f.model->weights(), 1, nullptr);
     THROWS(hook.begin({ 0 }, { { foreign } }), std::invalid_argument, "not encoded by this model");
     THROWS(hook.begin({ 0 }, { { nullptr } }), std::invalid_argument, "not encoded");
     THROWS(hook.begin({ 0 }, { {} }), std::invalid_argument, "empty");
@@ -268,7 +268,7 @@ static void test_failures() {
         for (int i = 0; i < 5; ++i) {
             h.model.reset();
             h.model = std::make_unique<mmproj>(h.file.path, mmproj_options{}, nullptr);
-            decode_hook next(h.model->weights(), h.model->form(), 1, nullptr);
+            decode_hook next(h.model->weights(), 1, nullptr);
             THROWS(next.begin({ 0 }, { { orphan } }), std::invalid_argument, "not encoded by this model");
         }
     }
@@ -300,7 +300,7 @@ static void test_failures() {
     THROWS(hook.end(true), backend_error, "saw 0 of 1");
 
     int polls = 0;
-    decode_hook polled(f.model->weights(), f.model->form(), 1, [&] {
+    decode_hook polled(f.model->weights(), 1, [&] {
         if (++polls > 0) {
             throw cancelled("Ctrl-C");
         }
@@ -335,7 +335,7 @@ static void test_restore() {
             CHECK(again->keys(j) == image->keys(j));
             CHECK(again->values(j) == image->values(j));
         }
-        decode_hook hook(f.model->weights(), f.model->form(), 1, nullptr);
+        decode_hook hook(f.model->weights(), 1, nullptr);
         const std::vector<float> rows = noise((size_t) 3 * s.t_embd, 7);
         CHECK(pass(hook, s, rows, { 0, 0, 0 }, { { again } }, { 3 }) ==
               pass(hook, s, rows, { 0, 0, 0 }, { { image } }, { 3 }));
