@@ -5,12 +5,14 @@
 #include <nanobind/stl/map.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <chrono>
 #include <functional>
 #include <memory>
+#include <tuple>
 
 #include "bindings.h"
 #include "decode-hook.h"
@@ -178,12 +180,15 @@ std::vector<std::string> part_types(const mmproj & self) {
     return names;
 }
 
-nb::list offload_devices_list() {
-    nb::list devices;
+std::vector<std::tuple<std::string, size_t, uintptr_t>> offload_device_list() {
+    std::vector<std::tuple<std::string, size_t, uintptr_t>> devices;
     for (ggml_backend_dev_t dev : offload_devices()) {
         size_t free, total;
         ggml_backend_dev_memory(dev, &free, &total);
-        devices.append(nb::make_tuple(ggml_backend_dev_name(dev), free, (uintptr_t) dev));
+        if (total == 0) {  // it has the host's, as llama.cpp takes it
+            ggml_backend_dev_memory(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU), &free, &total);
+        }
+        devices.emplace_back(ggml_backend_dev_name(dev), free, (uintptr_t) dev);
     }
     return devices;
 }
@@ -249,7 +254,7 @@ NB_MODULE(_native, m) {
 
     m.def("device_names", &device_names, "Names of the devices of this build of llama.cpp, the CPU among them.");
 
-    m.def("offload_devices", &offload_devices_list,
+    m.def("offload_devices", &offload_device_list,
           "Devices that text layers can be put on, in llama.cpp's order: (name, bytes free, its ggml_backend_dev_t).");
 
     bind_quantize(m);

@@ -55,7 +55,7 @@ def read_states(file: SealedFile, first: int, n_tokens: object, model: Model) ->
     if type(n_tokens) is not int or n_tokens not in range(n_positions, n_tiles * n_positions + 1, n_positions):
         raise file.error(f"an image of {n_tokens!r} tokens, which this model knows not")
     sizes = tuple(_n_bytes(kind, n_tokens * n_elements) for kind in model.mmproj.part_types)
-    if file.sizes[first : first + n_parts] != sizes * (n_parts // len(sizes)):  # before they are read
+    if file.sizes[first : first + n_parts] != sizes:  # before they are read
         raise file.error(f"an image of {n_tokens} tokens is no image of this model")
     return model.mmproj.restore(n_tokens, [file.section(first + i) for i in range(n_parts)])
 

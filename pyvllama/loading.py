@@ -42,6 +42,7 @@ def load(
     n_ubatch: int = 512,
     n_threads: int | None = None,
     n_gpu_layers: int = 0,
+    mmproj_offload: bool = True,
     kv_type: str = "f16",
     cross_kv_type: str = "f16",
     flash_attn: bool | None = None,
@@ -66,7 +67,9 @@ def load(
         n_batch: prompt tokens a decode call takes.
         n_ubatch: prompt tokens computed at once.
         n_threads: CPU threads; None: one a physical core.
-        n_gpu_layers: text layers on the GPU, -1 for all; any but 0 also puts the mmproj there.
+        n_gpu_layers: text layers on the GPU, the last ones and the output, which counts as one; -1 for all. Each
+            cross-attention layer is where the text layer before it is.
+        mmproj_offload: whether, with n_gpu_layers other than 0, the vision tower is on the GPU, too.
         kv_type: type of the self-attention cache: f32, f16, bf16, q8_0.
         cross_kv_type: type of the images' keys and values: f16, bf16, f32, or q8_0 (the values then f16 on the CPU).
         flash_attn: flash attention in the text model; None lets llama.cpp choose.
@@ -141,6 +144,7 @@ def _load(
     n_ubatch: int,
     n_threads: int | None,
     n_gpu_layers: int,
+    mmproj_offload: bool,
     kv_type: str,
     cross_kv_type: str,
     flash_attn: bool | None,
@@ -159,6 +163,7 @@ def _load(
         pair.text,
         pair.mmproj,
         n_gpu_layers=n_gpu_layers,
+        mmproj_offload=mmproj_offload,
         n_threads=n_threads,
         cross_kv_type=cross_kv_type,
         use_mmap=use_mmap,

@@ -1,5 +1,6 @@
 """The two files of a pair, checked against each other and loaded: immutable, shared by any number of contexts."""
 
+import ctypes
 import functools
 import hashlib
 import json
@@ -19,6 +20,7 @@ from pyvllama.fingerprint import weights_fingerprint
 from pyvllama.gguf_file import GGUFFile, pairing_hash
 from pyvllama.pair_checks import check_pair, check_text
 from pyvllama.pair_template import pair_template
+from pyvllama.placement import Placement, place
 from pyvllama.tokenizer import Tokenizer
 from pyvllama.types import SamplingParams
 
@@ -42,7 +44,9 @@ class Model:
     Args:
         text: the text GGUF, of llama.cpp's architecture `llama`.
         mmproj: vision tower, projector and cross-attention layers.
-        n_gpu_layers: text layers on the GPU, -1 for all; any but 0 also puts the mmproj there.
+        n_gpu_layers: text layers on the GPU, the last ones and the output, which counts as one; -1 for all. Each
+            cross-attention layer is where the text layer before it is.
+        mmproj_offload: whether, with n_gpu_layers other than 0, the vision tower is on the GPU, too.
         n_threads: for loading and for encoding images; None: one a physical core.
         cross_kv_type: type of the images' keys and values: f16, bf16, f32 or q8_0.
         use_mmap: map the text file instead of reading it.
@@ -50,6 +54,7 @@ class Model:
         progress: called with the fraction done, 0 to 1; returning False stops.
 
     Attributes:
+        placement: on which devices what is.
         is_graft: the mmproj was made with another text model of the same shapes (allowed on purpose: the text weights
             of Llama 3.2 Vision are those of Llama 3.1).
 
@@ -67,6 +72,7 @@ class Model:
         mmproj: Path,
         *,
         n_gpu_layers: int = 0,
+        mmproj_offload: bool = True,
         n_threads: int | None = None,
         cross_kv_type: str = "f16",
         use_mmap: bool = True,
@@ -86,9 +92,16 @@ class Model:
         self._files = text_file, mmproj_file  # mapped: what was loaded, whatever becomes of the names
         self.text_metadata = text_file.metadata
         self.mmproj_metadata = mmproj_file.metadata
+        self.placement = place(
+            text_file.metadata.get("llama.block_count"),
+            n_gpu_layers,
+            mmproj_offload=mmproj_offload,
+            n_tower_bytes=sum(t.n_bytes for name, t in mmproj_file.tensors.items() if not name.startswith("xattn.")),
+        )
         self._mmproj = native.Mmproj(
             mmproj,
-            device="gpu" if n_gpu_layers != 0 and llama_cpp.llama_supports_gpu_offload() else "cpu",
+            device=self.placement.tower,
+            layer_devices=self.placement.layers,
             n_threads=self.n_threads,
             cross_kv_type=cross_kv_type,
             repack=repack,
@@ -98,7 +111,8 @@ class Model:
         self.image_token_embd: npt.NDArray[np.float32] = self._mmproj.image_token_embd
         check_pair(text_file, mmproj_file, self.hparams)
         self.is_graft = pairing_hash(text_file) != self.hparams["pairing_hash"]
-        self._weights = TextWeights(load_text(text, n_gpu_layers, use_mmap, _part(progress, 0.5, 1.0)))
+        text_progress = _part(progress, 0.5, 1.0)
+        self._weights = TextWeights(load_text(text, n_gpu_layers, use_mmap, text_progress, self.placement))
         ends = self.text_metadata.get("tokenizer.ggml.eos_token_ids")  # where llama.cpp's keys are too few
         self.tokenizer = Tokenizer(
             llama_cpp.llama_model_get_vocab(self.handle),
@@ -229,8 +243,12 @@ def _part(progress: Progress | None, first: float, last: float) -> Progress | No
     return progress and (lambda fraction: progress(first + fraction * (last - first)))
 
 
-def load_text(path: Path, n_gpu_layers: int, use_mmap: bool, progress: Progress | None) -> Any:
+def load_text(
+    path: Path, n_gpu_layers: int, use_mmap: bool, progress: Progress | None, placement: Placement | None = None
+) -> Any:
     """A llama_model of a file that has passed `check_text`; options as of Model.
+
+    placement: how many layers each device takes; None: as llama.cpp chooses.
 
     Raises:
         BackendError: llama.cpp cannot load it. Cancelled: progress returned False.
@@ -250,6 +268,10 @@ def load_text(path: Path, n_gpu_layers: int, use_mmap: bool, progress: Progress 
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers = 0x7FFFFFFF if n_gpu_layers < 0 else n_gpu_layers
     params.use_mmap = use_mmap
+    if placement and placement.devices:
+        devices = (ctypes.c_void_p * (len(placement.devices) + 1))(*placement.devices)  # the last one is NULL
+        shares = (ctypes.c_float * llama_cpp.llama_max_devices())(*placement.shares)
+        params.devices, params.tensor_split = ctypes.addressof(devices), shares
     callback = llama_cpp.llama_progress_callback(on_progress)
     params.progress_callback = callback
     handle = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)

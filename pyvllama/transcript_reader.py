@@ -30,7 +30,7 @@ class TranscriptReader:
         n_ctx: positions of the context: the longest transcript.
         n_batch: rows computed at once.
         n_threads: None: one a physical core.
-        n_gpu_layers: text layers on the GPU, -1 for all; any but 0 also puts the mmproj there.
+        n_gpu_layers: as for Model.
 
     Raises:
         As `pyvllama.load`.

@@ -60,11 +60,9 @@ def build(folder: Path) -> Path:
     headers = Path(sysconfig.get_path("purelib")) / "include"
     if not headers.is_dir():  # of an environment that shares its packages
         headers = LIBRARIES.parents[1] / "include"
-    subprocess.run(
-        [compiler, "-std=c++17", "-O1", "-shared", "-fPIC", f"-I{headers}", str(SOURCE), "-o", str(target)]
-        + [f"-L{LIBRARIES}", "-lggml", "-lggml-cpu", "-lggml-base"],
-        check=True,
-    )
+    flags = ("-std=c++17", "-O1", "-shared", "-fPIC", f"-I{headers}", f"-L{LIBRARIES}")
+    libraries = ("-lggml", "-lggml-cpu", "-lggml-base")
+    subprocess.run([compiler, *flags, str(SOURCE), "-o", str(target), *libraries], check=True)
     return target
 
 

@@ -34,7 +34,7 @@ def threads_option(default: str) -> Callable[[Command], Command]:
 
 
 def load_options(n_ctx: int = DEFAULT_N_CTX) -> Callable[[Command], Command]:
-    """What loads a model: mmproj, text_type, ctx_size (`n_ctx` by default), kv_type, threads and gpu_layers."""
+    """What loads a model: mmproj, text_type, ctx_size (`n_ctx` by default), kv_type and where it computes."""
 
     def decorate(command: Command) -> Command:
         options = (
@@ -48,6 +48,8 @@ def load_options(n_ctx: int = DEFAULT_N_CTX) -> Callable[[Command], Command]:
             threads_option("physical cores"),
             click.option("-ngl", "--gpu-layers", type=int, default=0, show_default=True,
                          help="Text layers on the GPU, -1 for all; any but 0 also puts the vision part there."),
+            click.option("--mmproj-offload/--no-mmproj-offload", default=True, show_default=True,
+                         help="Whether -ngl puts the vision tower on the GPU, too."),
         )  # fmt: skip
         for option in reversed(options):
             command = option(command)

@@ -7,6 +7,7 @@ from pyvllama.config import PreprocessorConfig
 from pyvllama.gguf_file import GGUFFile
 from pyvllama.pair_checks import check_pair, check_text
 from pyvllama.pair_template import pair_template
+from pyvllama.placement import place
 from pyvllama.template import ChatTemplate
 from pyvllama.tokenizer import Tokenizer
 from pyvllama.types import Pair
@@ -20,7 +21,7 @@ class Eyes:
 
     Args:
         pair: both files.
-        gpu: whether to put the mmproj on the GPU, if llama.cpp has one.
+        n_gpu_layers: text layers on the GPU, -1 for all; any but 0 also puts the mmproj there.
         n_threads: for encoding images.
         cross_kv_type: type of the images' keys and values: f16, bf16, f32 or q8_0.
         cache_bytes: memory for encoded images that may come again.
@@ -30,14 +31,18 @@ class Eyes:
         BackendError: too little memory.
     """
 
-    def __init__(self, pair: Pair, *, gpu: bool, n_threads: int, cross_kv_type: str, cache_bytes: int) -> None:
+    def __init__(self, pair: Pair, *, n_gpu_layers: int, n_threads: int, cross_kv_type: str, cache_bytes: int) -> None:
         self.pair = pair
         text_file, mmproj_file = GGUFFile(pair.text), GGUFFile(pair.mmproj)
         check_text(text_file)
         llama_cpp.llama_backend_init()
+        n_layers = text_file.metadata.get("llama.block_count")
+        where = place(n_layers, n_gpu_layers, mmproj_offload=True, n_tower_bytes=0)
         self.mmproj = native.Mmproj(
             pair.mmproj,
-            device="gpu" if gpu and llama_cpp.llama_supports_gpu_offload() else "cpu",
+            device=where.tower,
+            # how it divides layers among several GPUs is llama.cpp's secret here: rows travel to the first of them
+            layer_devices=where.layers if len(where.devices) == 1 else (),
             n_threads=n_threads,
             cross_kv_type=cross_kv_type,
         )

@@ -93,7 +93,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp is not looked i
             n_threads = options.get("n_threads") or default_n_threads()
             self._eyes = Eyes(
                 pair,
-                gpu=options.get("n_gpu_layers", 0) != 0,
+                n_gpu_layers=options.get("n_gpu_layers", 0),
                 n_threads=options.get("n_threads_batch") or n_threads,
                 cross_kv_type=cross_kv_type,
                 cache_bytes=image_cache_bytes,

@@ -24,7 +24,7 @@ LAYERS = [
     ["config", "locate"],
     ["_native"],
     ["_runtime"],
-    ["gguf_file"],
+    ["gguf_file", "placement"],
     ["image.fetch", "image.rgb", "image.tiling", "image.media_path", "image.public_address"],
     ["image.source"],
     ["image"],

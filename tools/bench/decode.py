@@ -154,11 +154,11 @@ def noise_image(model: Model, n_tokens: int) -> Any:
     """ImageStates of random numbers, in the model's type."""
     heads, width = int(model.hparams["text_n_head_kv"]), model.n_embd // int(model.hparams["text_n_head"])
     noise = np.random.default_rng(0).standard_normal((heads * width * n_tokens,), np.float32)
-    k, v = (
-        native.quantize(noise.reshape(-1, native.type_size(kind)[0]), kind).reshape(-1)
-        for kind in model.mmproj.part_types
-    )
-    return model.mmproj.restore(n_tokens, [k, v] * len(model.hparams["cross_attention_layers"]))
+    parts = {
+        kind: native.quantize(noise.reshape(-1, native.type_size(kind)[0]), kind).reshape(-1)
+        for kind in set(model.mmproj.part_types)
+    }
+    return model.mmproj.restore(n_tokens, [parts[kind] for kind in model.mmproj.part_types])
 
 
 def bytes_of_a_token(model: Model) -> dict[str, int]:
