@@ -17,7 +17,8 @@ class Placement:
 
     Attributes:
         tower: of the vision tower and its projector.
-        layers: of each layer of the text model. A cross-attention layer is where the text layer before it is.
+        layers: of the outputs of the text model's layers. A cross-attention layer is where the output is that it
+            rewrites.
         devices: ggml_backend_dev_t of each device that text layers may be on.
         shares: how many each of them takes, the output counted as one more layer; llama.cpp's tensor_split.
     """
@@ -47,7 +48,12 @@ def place(n_layers: object, n_gpu_layers: int, *, mmproj_offload: bool, n_tower_
     ends = [round(n_offloaded * n / whole) for n in accumulate(room)]
     ends[-1] = n_offloaded
     shares = tuple(end - start for start, end in zip([0, *ends], ends, strict=False))
-    layers = [_CPU] * (n_layers + 1 - n_offloaded)
+    n_on_cpu = n_layers + 1 - n_offloaded
+    layers = [_CPU] * n_on_cpu
     for name, n in zip(names, shares, strict=True):
         layers += [name] * n
+    if n_on_cpu > 0:
+        # The weights of the last one on the CPU are there, but the sum at its end needs none: llama.cpp computes it on
+        # the device that goes on with it.
+        layers[n_on_cpu - 1] = layers[n_on_cpu]
     return Placement(names[0] if mmproj_offload else _CPU, tuple(layers[:n_layers]), handles, shares)

@@ -47,8 +47,10 @@ class FakeDevices:
         """A device that has only so much memory."""
         before = self.stats(i).n_bytes
         self._library.fake_device_set_size(ctypes.c_size_t(i), ctypes.c_size_t(n_bytes))
-        yield
-        self._library.fake_device_set_size(ctypes.c_size_t(i), ctypes.c_size_t(before))
+        try:
+            yield
+        finally:
+            self._library.fake_device_set_size(ctypes.c_size_t(i), ctypes.c_size_t(before))
 
 
 def build(folder: Path) -> Path:

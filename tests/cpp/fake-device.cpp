@@ -15,6 +15,7 @@
 #include <list>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -43,11 +44,6 @@ struct fake_device {
     abi::device dev;
     abi::buffer_type buft, host_buft;
 
-    void protect(bool open) {
-        for (const auto & [base, size] : memory) {
-            mprotect(base, size, open ? PROT_READ | PROT_WRITE : PROT_NONE);
-        }
-    }
     void run(stream & s) {
         for (auto & f : s.waiting) {
             f();
@@ -56,11 +52,16 @@ struct fake_device {
     }
 };
 
-// The tests have one thread, and nothing here runs within something else of the same device.
+// Buffers that a device is at work on. The tests have one thread, and nothing here runs within something else.
 struct opened {
-    fake_device & d;
-    explicit opened(fake_device & device) : d(device) { d.protect(true); }
-    ~opened() { d.protect(false); }
+    std::set<ggml_backend_buffer_t> buffers;
+    explicit opened(std::set<ggml_backend_buffer_t> b) : buffers(std::move(b)) { protect(PROT_READ | PROT_WRITE); }
+    ~opened() { protect(PROT_NONE); }
+    void protect(int how) const {
+        for (ggml_backend_buffer_t b : buffers) {
+            mprotect(((abi::buffer *) b)->context, ((abi::buffer *) b)->size, how);
+        }
+    }
 };
 
 template <typename T>
@@ -115,15 +116,15 @@ const abi::buffer_functions BUFFER = {
     [](ggml_backend_buffer_t b) { return ((abi::buffer *) b)->context; },
     nullptr,
     [](ggml_backend_buffer_t b, ggml_tensor * t, uint8_t value, size_t offset, size_t size) {
-        const opened o(of(b));
+        const opened o({ b });
         memset((char *) t->data + offset, value, size);
     },
     [](ggml_backend_buffer_t b, ggml_tensor * t, const void * data, size_t offset, size_t size) {
-        const opened o(of(b));
+        const opened o({ b });
         memcpy((char *) t->data + offset, data, size);
     },
     [](ggml_backend_buffer_t b, const ggml_tensor * t, void * data, size_t offset, size_t size) {
-        const opened o(of(b));
+        const opened o({ b });
         memcpy(data, (const char *) t->data + offset, size);
     },
     nullptr,
@@ -132,12 +133,12 @@ const abi::buffer_functions BUFFER = {
         if (!is_here(of(b), src)) {
             return false;
         }
-        const opened o(of(b));
+        const opened o({ b, buffer_of(src) });
         memcpy(dst->data, src->data, ggml_nbytes(src));
         return true;
     },
     [](ggml_backend_buffer_t b, uint8_t value) {
-        const opened o(of(b));
+        const opened o({ b });
         memset(((abi::buffer *) b)->context, value, ((abi::buffer *) b)->size);
     },
     nullptr,
@@ -181,6 +182,7 @@ ggml_tensor copy_of(const ggml_tensor * t) {
 struct graph_copy {
     std::list<ggml_tensor> tensors;
     std::map<const ggml_tensor *, ggml_tensor *> copies;
+    std::set<ggml_backend_buffer_t> buffers;
     ggml_context_ptr ctx;
     ggml_cgraph * graph;
 
@@ -200,6 +202,7 @@ struct graph_copy {
         if (!c) {
             tensors.push_back(copy_of(t));
             c = &tensors.back();
+            buffers.insert(c->buffer);
             for (ggml_tensor *& src : c->src) {
                 src = src ? copy(d, src) : nullptr;
             }
@@ -218,7 +221,7 @@ ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph * given) {
     auto graph = std::make_shared<graph_copy>(d, given);
     stream & s = stream_of(backend);
     s.waiting.push_back([&d, &s, graph] {
-        const opened o(d);
+        const opened o(graph->buffers);
         ggml_backend_graph_compute(s.cpu.get(), graph->graph);
         d.n_nodes += ggml_graph_n_nodes(graph->graph);
     });
