@@ -14,6 +14,7 @@
 #include "decode-hook.h"
 #include "errors.h"
 #include "importance.h"
+#include "mapped-pages.h"
 #include "mmproj.h"
 #include "quantize.h"
 
@@ -65,6 +66,15 @@ void poll_signals() {
     }
 }
 
+std::string encoded(nb::object path) {
+    const nb::bytes bytes = nb::cast<nb::bytes>(nb::module_::import_("os").attr("fsencode")(path));
+    return std::string(bytes.c_str(), bytes.size());
+}
+
+size_t drop_file_pages(nb::object path) {
+    return drop_mapped_pages(encoded(path));
+}
+
 std::shared_ptr<mmproj> load_mmproj(nb::object path, const std::string & device, int n_threads,
                                     const std::string & cross_kv_type, bool repack, bool merge_padding,
                                     nb::object progress) {
@@ -74,8 +84,7 @@ std::shared_ptr<mmproj> load_mmproj(nb::object path, const std::string & device,
     options.cross_kv_type = ggml_type_by_name(cross_kv_type.c_str());
     options.repack = repack;
     options.merge_padding = merge_padding;
-    const nb::bytes encoded = nb::cast<nb::bytes>(nb::module_::import_("os").attr("fsencode")(path));
-    const std::string file(encoded.c_str(), encoded.size());
+    const std::string file = encoded(path);
     python_progress p(progress);
     nb::gil_scoped_release release;
     return std::make_shared<mmproj>(file, options, as_progress(p));
@@ -200,6 +209,10 @@ NB_MODULE(_native, m) {
     m.attr("llama_cpp_commit") = PYVLLAMA_LLAMA_COMMIT;
 
     m.def("device_names", &device_names, "Names of the devices of this build of llama.cpp, the CPU among them.");
+    m.def("drop_mapped_pages", &drop_file_pages, "path"_a,
+          "Give back the resident pages of a file that this process maps, whoever mapped it; they stay readable.\n\n"
+          "Returns:\n"
+          "    Bytes of its mappings; 0 where the system does not tell of them (all but Linux).");
 
     bind_quantize(m);
     bind_image_states(m);

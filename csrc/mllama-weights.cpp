@@ -160,11 +160,11 @@ void mllama_weights::place(bool repack, const progress_fn & progress) {
     }
     for (auto & [buft, tensors] : by_buft) {
         if (buft == dev_.default_buft() && dev_.takes_host_memory()) {
-            ggml_backend_buffer_t mapped = ggml_backend_cpu_buffer_from_ptr((void *) base, file_.bytes().size());
-            buffers_.emplace_back(mapped);
-            ggml_backend_buffer_set_usage(mapped, GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+            mapped_ = ggml_backend_cpu_buffer_from_ptr((void *) base, file_.bytes().size());
+            buffers_.emplace_back(mapped_);
+            ggml_backend_buffer_set_usage(mapped_, GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
             for (ggml_tensor * t : tensors) {
-                if (ggml_backend_tensor_alloc(mapped, t, (void *) (base + file_.offset(t))) != GGML_STATUS_SUCCESS) {
+                if (ggml_backend_tensor_alloc(mapped_, t, (void *) (base + file_.offset(t))) != GGML_STATUS_SUCCESS) {
                     file_.fail(std::string("tensor '") + t->name + "' cannot be used from the mapped file");
                 }
                 done += ggml_nbytes(t);
@@ -201,6 +201,14 @@ void mllama_weights::place(bool repack, const progress_fn & progress) {
     }
     if (progress) {
         progress(1.0f);
+    }
+}
+
+void mllama_weights::drop_pages_read_by(const ggml_tensor * node) const {
+    for (const ggml_tensor * t : node->src) {
+        if (t && t->buffer && t->buffer == mapped_) {
+            file_.bytes().drop((size_t) ((const uint8_t *) t->data - file_.bytes().data()), ggml_nbytes(t));
+        }
     }
 }
 

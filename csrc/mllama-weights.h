@@ -71,6 +71,10 @@ class mllama_weights {
     std::vector<float> post_tile_embd(int aspect_ratio_id) const;      // [n_embd, max_num_tiles]
     std::vector<float> image_token_embd() const;                       // [text n_embd]
 
+    // Gives back the pages of what a node has read in the mapped file, if anything. For weights that each picture
+    // reads once: the next one finds them in the page cache.
+    void drop_pages_read_by(const ggml_tensor * node) const;
+
     size_t device_bytes() const;  // weights in buffers of their own
     size_t mapped_bytes() const;  // weights used where they lie in the mapped file
 
@@ -92,6 +96,7 @@ class mllama_weights {
     ggml_tensor * patch_embd_src_;                 // as the file has it
     ggml_context_ptr own_;                         // of patch_embd
     std::vector<ggml_backend_buffer_ptr> buffers_;
+    ggml_backend_buffer_t mapped_ = nullptr;  // one of buffers_, if any weights are used from the file
     size_t device_bytes_ = 0, mapped_bytes_ = 0;
 
     ggml_tensor *class_embd_, *position_embd_, *tile_position_embd_, *pre_tile_embd_, *post_tile_embd_,

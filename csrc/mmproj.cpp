@@ -29,7 +29,8 @@ image_states_ptr compute_image_states(const mllama_weights & weights, attention_
         throw backend_error(std::string("no memory on ") + ggml_backend_name(backend) +
                             " for an image's keys and values");
     }
-    compute_graph(backend, graph, progress, { collector, -1 });
+    compute_graph(backend, graph, progress, { collector, -1 }, nullptr,
+                  [&](const ggml_tensor * node) { weights.drop_pages_read_by(node); });
     return image;
 }
 
@@ -71,7 +72,7 @@ image_states_ptr mmproj::encode(const float * pixels, int n_tiles, int aspect_ra
     encoding_thread_ = std::this_thread::get_id();
     const std::unique_ptr<std::atomic<std::thread::id>, void (*)(std::atomic<std::thread::id> *)> at_end(
         &encoding_thread_, [](std::atomic<std::thread::id> * owner) { *owner = std::thread::id(); });
-    const vision_input input = make_vision_input(*weights_, pixels, n_tiles, aspect_ratio_id, options_.merge_padding);
+    vision_input input = make_vision_input(*weights_, pixels, n_tiles, aspect_ratio_id, options_.merge_padding);
     const int64_t t0 = ggml_time_us();
     ggml_context_ptr ctx(ggml_init({ ggml_tensor_overhead(), nullptr, true }));
     ggml_tensor * states = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, hparams().text.n_embd, input.rows.n_real());
@@ -83,8 +84,8 @@ image_states_ptr mmproj::encode(const float * pixels, int n_tiles, int aspect_ra
     part_times parts;
     {
         vision_graph graph(*weights_, input.rows, states, collector_.get());
-        graph.compute(backend_.get(), input, progress ? [&](float f) { progress(f * TOWER_SHARE); } : progress_fn(),
-                      stats ? &parts : nullptr);
+        graph.compute(backend_.get(), std::move(input),
+                      progress ? [&](float f) { progress(f * TOWER_SHARE); } : progress_fn(), stats ? &parts : nullptr);
         compute_bytes = graph.compute_bytes();
     }
     const int64_t t1 = ggml_time_us();
