@@ -71,6 +71,14 @@ std::string encoded(nb::object path) {
     return std::string(bytes.c_str(), bytes.size());
 }
 
+bool cpu_repacks(const std::string & type, int64_t n_in, int64_t n_out) {
+    ggml_tensor weight = {};
+    weight.type = ggml_type_by_name(type.c_str());
+    weight.ne[0] = n_in;
+    weight.ne[1] = n_out;
+    return device("cpu").repacks(&weight);
+}
+
 size_t drop_file_pages(nb::object path) {
     return drop_mapped_pages(encoded(path));
 }
@@ -166,6 +174,17 @@ nb::dict importance_dict(const importance_collector & self) {
     return d;
 }
 
+nb::dict plan_dict(const mmproj & self) {
+    const memory_plan plan = self.plan();
+    nb::dict d;
+    d["copied_cross"] = plan.weights.copied_cross;
+    d["copied_tower"] = plan.weights.copied_tower;
+    d["mapped_cross"] = plan.weights.mapped_cross;
+    d["mapped_tower"] = plan.weights.mapped_tower;
+    d["compute"] = plan.compute_bytes;
+    return d;
+}
+
 nb::dict stats_dict(const decode_hook & self) {
     const hook_stats & s = self.stats();
     nb::dict d;
@@ -214,6 +233,11 @@ NB_MODULE(_native, m) {
           "Returns:\n"
           "    Bytes of its mappings; 0 where the system does not tell of them (all but Linux).");
 
+    m.def("cpu_repacks", &cpu_repacks, "type"_a, "n_in"_a, "n_out"_a,
+          "Whether llama.cpp keeps a matrix of that type and shape as a copy, in the layout of its CPU kernels.\n\n"
+          "Raises:\n"
+          "    ValueError: unknown type.");
+
     bind_quantize(m);
     bind_image_states(m);
 
@@ -250,6 +274,10 @@ NB_MODULE(_native, m) {
         .def_prop_ro(
             "mapped_bytes", [](const mmproj & self) { return self.weights()->mapped_bytes(); },
             "Weights used from the mapped file.")
+        .def("plan", &plan_dict,
+             "What it takes in memory, as a dict in bytes: copied_cross, copied_tower, mapped_cross, mapped_tower: its "
+             "weights with repack=True, whatever it was loaded with; compute: the tower's buffer for the largest "
+             "picture. Nothing is computed.")
         .def_prop_ro(
             "device", [](const mmproj & self) { return std::string(self.weights()->dev().name()); },
             "ggml's name of the device.")

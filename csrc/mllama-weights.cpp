@@ -15,6 +15,10 @@ uint64_t next_id() {
     return id++;
 }
 
+bool is_cross(const ggml_tensor * t) {
+    return std::string(t->name).compare(0, 6, "xattn.") == 0;
+}
+
 }  // namespace
 
 mllama_weights::mllama_weights(const std::string & path, const device & dev, bool repack, const progress_fn & progress)
@@ -133,12 +137,33 @@ void mllama_weights::find_tensors() {
     }
 }
 
+ggml_backend_buffer_type_t mllama_weights::buft_of(const ggml_tensor * matmul, bool repack) const {
+    return dev_.matmul_buft(matmul, repack && (is_cross(matmul) || !in_bf16(matmul)));
+}
+
+weight_bytes mllama_weights::planned(bool repack) const {
+    weight_bytes n;
+    n.copied_tower = ggml_nbytes(patch_embd);
+    auto add = [&](const ggml_tensor * t, ggml_backend_buffer_type_t buft) {
+        const bool mapped = buft == dev_.default_buft() && dev_.takes_host_memory();
+        (mapped        ? is_cross(t) ? n.mapped_cross : n.mapped_tower
+         : is_cross(t) ? n.copied_cross
+                       : n.copied_tower) += ggml_nbytes(t);
+    };
+    for (const ggml_tensor * t : matmuls_) {
+        add(t, buft_of(t, repack));
+    }
+    for (const ggml_tensor * t : others_) {
+        add(t, dev_.default_buft());
+    }
+    return n;
+}
+
 // One buffer per buffer type. On the CPU, tensors of the default type are used where they lie in the mapped file.
 void mllama_weights::place(bool repack, const progress_fn & progress) {
     std::map<ggml_backend_buffer_type_t, std::vector<ggml_tensor *>> by_buft;
     for (ggml_tensor * t : matmuls_) {
-        const bool tower = std::string(t->name).compare(0, 6, "xattn.") != 0;
-        by_buft[dev_.matmul_buft(t, repack && !(tower && in_bf16(t)))].push_back(t);
+        by_buft[buft_of(t, repack)].push_back(t);
     }
     for (ggml_tensor * t : others_) {
         by_buft[dev_.default_buft()].push_back(t);

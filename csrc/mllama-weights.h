@@ -42,6 +42,13 @@ struct cross_layer {
     float gate_attn, gate_ffn;                  // tanh(raw)
 };
 
+// Bytes of weights by where they are, with and without those of the cross-attention layers: these are read for every
+// token, the others once a picture.
+struct weight_bytes {
+    size_t copied_cross = 0, copied_tower = 0;  // in buffers of their own
+    size_t mapped_cross = 0, mapped_tower = 0;  // where they lie in the mapped file
+};
+
 class mllama_weights {
   public:
     // repack: let the CPU keep matmul weights in the layout its fastest kernels want (a copy in memory); without it,
@@ -75,12 +82,16 @@ class mllama_weights {
     // reads once: the next one finds them in the page cache.
     void drop_pages_read_by(const ggml_tensor * node) const;
 
+    // What there would be with that repack, on this device.
+    weight_bytes planned(bool repack) const;
+
     size_t device_bytes() const;  // weights in buffers of their own
     size_t mapped_bytes() const;  // weights used where they lie in the mapped file
 
   private:
     void find_tensors();
     void place(bool repack, const progress_fn & progress);
+    ggml_backend_buffer_type_t buft_of(const ggml_tensor * matmul, bool repack) const;
     ggml_tensor * find(const std::string & name, const std::vector<int64_t> & ne);
     ggml_tensor * find_matmul(const std::string & name, int64_t n_in, int64_t n_out);
     layer_norm find_norm(const std::string & name, int64_t n);

@@ -37,7 +37,7 @@ image_states_ptr compute_image_states(const mllama_weights & weights, attention_
 }  // namespace
 
 mmproj::mmproj(const std::string & path, const mmproj_options & options, const progress_fn & progress)
-    : options_(options) {
+    : options_(options), n_threads_(options.n_threads) {
     const ggml_type kv = options.cross_kv_type;
     if (kv != GGML_TYPE_F32 && kv != GGML_TYPE_F16 && kv != GGML_TYPE_BF16 && kv != GGML_TYPE_Q8_0) {
         throw std::invalid_argument(std::string("keys and values of images can be f32, f16, bf16 or q8_0, not ") +
@@ -52,7 +52,9 @@ mmproj::mmproj(const std::string & path, const mmproj_options & options, const p
                            " at a time; take f16, bf16 or f32");
     }
     form_ = dev.is_cpu() ? attention_form::softmax : attention_form::flash;
-    backend_ = dev.new_backend(options.n_threads);
+    if (!dev.is_cpu()) {
+        backend_ = dev.new_backend(options.n_threads);
+    }
 }
 
 void mmproj::set_collector(std::shared_ptr<importance_collector> collector) {
@@ -80,17 +82,19 @@ image_states_ptr mmproj::encode(const float * pixels, int n_tiles, int aspect_ra
     if (!buffer) {
         throw backend_error(std::string("no memory on ") + weights_->dev().name() + " for an image's states");
     }
+    const ggml_backend_ptr own(backend_ ? nullptr : weights_->dev().new_backend(n_threads_));
+    ggml_backend_t backend = backend_ ? backend_.get() : own.get();
     size_t compute_bytes = 0;
     part_times parts;
     {
         vision_graph graph(*weights_, input.rows, states, collector_.get());
-        graph.compute(backend_.get(), std::move(input),
-                      progress ? [&](float f) { progress(f * TOWER_SHARE); } : progress_fn(), stats ? &parts : nullptr);
+        graph.compute(backend, std::move(input), progress ? [&](float f) { progress(f * TOWER_SHARE); } : progress_fn(),
+                      stats ? &parts : nullptr);
         compute_bytes = graph.compute_bytes();
     }
     const int64_t t1 = ggml_time_us();
     image_states_ptr image = compute_image_states(
-        *weights_, form_, options_.cross_kv_type, backend_.get(), states,
+        *weights_, form_, options_.cross_kv_type, backend, states,
         progress ? [&](float f) { progress(TOWER_SHARE + f * (1.0f - TOWER_SHARE)); } : progress_fn(),
         collector_.get());
     if (progress) {
@@ -105,6 +109,19 @@ image_states_ptr mmproj::encode(const float * pixels, int n_tiles, int aspect_ra
         ggml_backend_tensor_get(states, states_out->data(), 0, ggml_nbytes(states));
     }
     return image;
+}
+
+memory_plan mmproj::plan() const {
+    const mllama_vision_hparams & v = hparams().vision;
+    const vision_rows rows = { v.max_num_tiles, v.max_num_tiles, 1, v.n_positions(), v.n_pad_rows() };
+    // Memory that is never touched: the graph only needs a place for its result.
+    ggml_context_ptr ctx(ggml_init({ ggml_tensor_overhead(), nullptr, true }));
+    ggml_tensor * states = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, hparams().text.n_embd, rows.n_real());
+    ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), weights_->dev().default_buft()));
+    if (!buffer) {
+        throw backend_error(std::string("no memory on ") + weights_->dev().name() + " for an image's states");
+    }
+    return { weights_->planned(true), vision_graph(*weights_, rows, states, nullptr).planned_bytes(weights_->dev()) };
 }
 
 image_states_ptr mmproj::restore(int n_tokens, const std::vector<bytes_view> & parts) const {

@@ -30,6 +30,12 @@ struct encode_stats {
     part_times parts;  // of the tower; empty on devices other than the CPU
 };
 
+// What the largest picture and its weights will take, as far as it can be told without computing one.
+struct memory_plan {
+    weight_bytes weights;  // as if repacked, whatever this mmproj was told
+    size_t compute_bytes;  // scratch buffer of the vision tower
+};
+
 struct bytes_view {
     const uint8_t * data;
     size_t size;
@@ -54,10 +60,12 @@ class mmproj {
     // Throws std::invalid_argument on sizes that do not fit this model, backend_error.
     image_states_ptr restore(int n_tokens, const std::vector<bytes_view> & parts) const;
 
+    memory_plan plan() const;
+
     // From now on the inputs of all matrices are counted there; nullptr: no more.
     void set_collector(std::shared_ptr<importance_collector> collector);
 
-    void set_n_threads(int n_threads) { pyvllama::set_n_threads(backend_.get(), n_threads); }
+    void set_n_threads(int n_threads) { n_threads_ = n_threads; }  // from the next image on
 
   private:
     std::mutex encoding_;
@@ -65,7 +73,8 @@ class mmproj {
     const mmproj_options options_;
     std::shared_ptr<const mllama_weights> weights_;
     attention_form form_;
-    ggml_backend_ptr backend_;
+    std::atomic<int> n_threads_;
+    ggml_backend_ptr backend_;  // none on the CPU: one that lives on would keep its largest work buffer, 28 MB
     std::shared_ptr<importance_collector> collector_;
 };
 

@@ -207,6 +207,13 @@ void vision_graph::compute(ggml_backend_t backend, vision_input input, const pro
                   [this](const ggml_tensor * node) { weights_.drop_pages_read_by(node); });
 }
 
+size_t vision_graph::planned_bytes(const device & dev) const {
+    const ggml_gallocr_ptr plan(ggml_gallocr_new(dev.default_buft()));
+    size_t n_bytes = 0;
+    ggml_gallocr_reserve_n_size(plan.get(), graph_, nullptr, nullptr, &n_bytes);
+    return n_bytes;
+}
+
 size_t vision_graph::compute_bytes() const {
     return scratch_ ? ggml_gallocr_get_buffer_size(scratch_.get(), 0) : 0;
 }

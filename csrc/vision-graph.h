@@ -22,6 +22,8 @@ class vision_graph {
     // parts: see compute_graph.
     void compute(ggml_backend_t backend, vision_input input, const progress_fn & on_node, part_times * parts = nullptr);
 
+    // Of the scratch buffer that compute() would allocate on that device.
+    size_t planned_bytes(const device & dev) const;
     size_t compute_bytes() const;  // of the scratch buffer, after compute()
 
   private:

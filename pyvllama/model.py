@@ -132,6 +132,11 @@ class Model:
         return str(self.text_metadata.get("general.name") or self.text_path.stem)
 
     @property
+    def text_paths(self) -> list[Path]:
+        """The text file, or all files of a split one."""
+        return self._files[0].paths
+
+    @property
     def n_embd(self) -> int:
         """Width of the text model."""
         return int(self.hparams["text_n_embd"])
