@@ -18,6 +18,7 @@
 #include "decode-hook.h"
 #include "errors.h"
 #include "importance.h"
+#include "mapped-pages.h"
 #include "mmproj.h"
 #include "quantize.h"
 
@@ -69,6 +70,23 @@ void poll_signals() {
     }
 }
 
+std::string encoded(nb::object path) {
+    const nb::bytes bytes = nb::cast<nb::bytes>(nb::module_::import_("os").attr("fsencode")(path));
+    return std::string(bytes.c_str(), bytes.size());
+}
+
+bool cpu_repacks(const std::string & type, int64_t n_in, int64_t n_out) {
+    ggml_tensor weight = {};
+    weight.type = ggml_type_by_name(type.c_str());
+    weight.ne[0] = n_in;
+    weight.ne[1] = n_out;
+    return device("cpu").repacks(&weight);
+}
+
+size_t drop_file_pages(nb::object path) {
+    return drop_mapped_pages(encoded(path));
+}
+
 std::shared_ptr<mmproj> load_mmproj(nb::object path, const std::string & device,
                                     const std::vector<std::string> & layer_devices, int n_threads,
                                     const std::string & cross_kv_type, bool repack, bool merge_padding,
@@ -80,8 +98,7 @@ std::shared_ptr<mmproj> load_mmproj(nb::object path, const std::string & device,
     options.cross_kv_type = ggml_type_by_name(cross_kv_type.c_str());
     options.repack = repack;
     options.merge_padding = merge_padding;
-    const nb::bytes encoded = nb::cast<nb::bytes>(nb::module_::import_("os").attr("fsencode")(path));
-    const std::string file(encoded.c_str(), encoded.size());
+    const std::string file = encoded(path);
     python_progress p(progress);
     nb::gil_scoped_release release;
     return std::make_shared<mmproj>(file, options, as_progress(p));
@@ -210,6 +227,17 @@ nb::dict importance_dict(const importance_collector & self) {
     return d;
 }
 
+nb::dict plan_dict(const mmproj & self) {
+    const memory_plan plan = self.plan();
+    nb::dict d;
+    d["copied_cross"] = plan.weights.copied_cross;
+    d["copied_tower"] = plan.weights.copied_tower;
+    d["mapped_cross"] = plan.weights.mapped_cross;
+    d["mapped_tower"] = plan.weights.mapped_tower;
+    d["compute"] = plan.compute_bytes;
+    return d;
+}
+
 nb::dict stats_dict(const decode_hook & self) {
     const hook_stats & s = self.stats();
     nb::dict d;
@@ -253,6 +281,15 @@ NB_MODULE(_native, m) {
     m.attr("llama_cpp_commit") = PYVLLAMA_LLAMA_COMMIT;
 
     m.def("device_names", &device_names, "Names of the devices of this build of llama.cpp, the CPU among them.");
+    m.def("drop_mapped_pages", &drop_file_pages, "path"_a,
+          "Give back the resident pages of a file that this process maps, whoever mapped it; they stay readable.\n\n"
+          "Returns:\n"
+          "    Bytes of its mappings; 0 where the system does not tell of them (all but Linux).");
+
+    m.def("cpu_repacks", &cpu_repacks, "type"_a, "n_in"_a, "n_out"_a,
+          "Whether llama.cpp keeps a matrix of that type and shape as a copy, in the layout of its CPU kernels.\n\n"
+          "Raises:\n"
+          "    ValueError: unknown type.");
 
     m.def("offload_devices", &offload_device_list,
           "Devices that text layers can be put on, in llama.cpp's order: (name, bytes free, its ggml_backend_dev_t).");
@@ -296,6 +333,10 @@ NB_MODULE(_native, m) {
         .def_prop_ro(
             "mapped_bytes", [](const mmproj & self) { return self.weights()->mapped_bytes(); },
             "Weights used from the mapped file.")
+        .def("plan", &plan_dict,
+             "What it takes in memory, as a dict in bytes: copied_cross, copied_tower, mapped_cross, mapped_tower: its "
+             "weights with repack=True, whatever it was loaded with; compute: the tower's buffer for the largest "
+             "picture. Nothing is computed.")
         .def_prop_ro(
             "device", [](const mmproj & self) { return std::string(self.weights()->dev().name()); },
             "ggml's name of the vision tower's device.")

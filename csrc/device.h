@@ -24,6 +24,8 @@ class device {
 
     // Where a matmul weight is fastest: a repacking buffer type of the CPU if it takes this weight, else the default.
     ggml_backend_buffer_type_t matmul_buft(const ggml_tensor * weight, bool repack) const;
+    // Would the CPU keep this weight as a copy in that layout? Only on the CPU.
+    bool repacks(const ggml_tensor * weight) const { return matmul_buft(weight, true) != default_buft(); }
     ggml_backend_buffer_type_t default_buft() const { return ggml_backend_dev_buffer_type(dev_); }
 
   private:

@@ -115,12 +115,14 @@ std::vector<float> gguf_file::values(const ggml_tensor * tensor, int64_t first, 
         fail(std::string("tensor '") + tensor->name + "' cannot be read in part as " + ggml_type_name(type));
     }
     std::vector<float> out((size_t) n);
-    const uint8_t * src = bytes_.data() + offset(tensor) + ggml_type_size(type) * (first / block);
+    const size_t start = offset(tensor) + ggml_row_size(type, first);
+    const uint8_t * src = bytes_.data() + start;
     if (type == GGML_TYPE_F32) {
         std::copy((const float *) src, (const float *) src + n, out.begin());
     } else {
         ggml_get_type_traits(type)->to_float(src, out.data(), n);
     }
+    bytes_.drop(start, ggml_row_size(type, n));
     return out;
 }
 

@@ -33,7 +33,7 @@ class gguf_file {
     ggml_tensor * tensor(const std::string & name, const std::vector<int64_t> & ne);
     // Offset of its data from the start of the file.
     size_t offset(const ggml_tensor * tensor) const;
-    // n elements of it from element `first` on, as F32.
+    // n elements of it from element `first` on, as F32. Their pages are given back: the copy is what is used.
     std::vector<float> values(const ggml_tensor * tensor, int64_t first, int64_t n) const;
 
     // Throws if the file holds a tensor that nobody asked for: better than ignoring half a model.

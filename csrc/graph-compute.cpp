@@ -32,8 +32,10 @@ struct observer {
     const progress_fn & on_node;
     ggml_cgraph * graph;
     part_times * parts;
+    const node_fn & on_done;
     int n_nodes = ggml_graph_n_nodes(graph);
     int n_done = 0;
+    int n_told = 0;  // to on_done
     int64_t last_us = ggml_time_us();
     std::exception_ptr stopped = nullptr;
 
@@ -48,6 +50,12 @@ struct observer {
         }
     }
 
+    void tell(int n) {
+        for (; on_done && n_told < n; ++n_told) {
+            on_done(ggml_graph_node(graph, n_told));
+        }
+    }
+
     void step() {
         while (n_done < n_nodes && takes_no_time(ggml_graph_node(graph, n_done))) {
             ++n_done;
@@ -57,6 +65,7 @@ struct observer {
             (*parts)[kind_of(ggml_graph_node(graph, n_done))] += (double) (now - last_us) / 1000.0;
             last_us = now;
         }
+        tell(n_done);  // of this one only our thread is known to have finished
         ++n_done;
         if (on_node) {
             on_node((float) n_done / (float) n_nodes);
@@ -100,16 +109,18 @@ void require_support(ggml_backend_t backend, ggml_cgraph * graph) {
 }
 
 void compute_graph(ggml_backend_t backend, ggml_cgraph * graph, const progress_fn & on_node, const row_counter & rows,
-                   part_times * parts) {
-    observer o{ on_node, graph, parts };
-    if (on_node || parts) {
+                   part_times * parts, const node_fn & on_done) {
+    observer o{ on_node, graph, parts, on_done };
+    const bool observed = on_node || parts || on_done;
+    if (observed) {
         set_abort_callback(backend, observer::called, &o);
     }
     const ggml_status status =
         rows.collector ? compute_and_collect(backend, graph, rows) : ggml_backend_graph_compute(backend, graph);
-    if (on_node || parts) {
+    if (observed) {
         set_abort_callback(backend, nullptr, nullptr);
     }
+    o.tell(o.n_nodes);
     if (o.stopped) {
         std::rethrow_exception(o.stopped);
     }

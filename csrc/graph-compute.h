@@ -13,6 +13,8 @@ namespace pyvllama {
 // Kind of node (ggml's name of the operation, or that of our own) -> milliseconds.
 using part_times = std::map<std::string, double>;
 
+using node_fn = std::function<void(const ggml_tensor *)>;
+
 // Throws backend_error that names the first node which the backend's device cannot compute.
 void require_support(ggml_backend_t backend, ggml_cgraph * graph);
 
@@ -23,7 +25,9 @@ void require_support(ggml_backend_t backend, ggml_cgraph * graph);
 //
 // rows: where a collector is attached, it is shown the input of every product with a weight. The graph is then computed
 // in parts that end at these nodes, since an input's memory may serve something else later.
+//
+// on_done, if given, is called once for each node that all threads have finished, on the CPU soon after it.
 void compute_graph(ggml_backend_t backend, ggml_cgraph * graph, const progress_fn & on_node = nullptr,
-                   const row_counter & rows = {}, part_times * parts = nullptr);
+                   const row_counter & rows = {}, part_times * parts = nullptr, const node_fn & on_done = nullptr);
 
 }  // namespace pyvllama

@@ -15,6 +15,10 @@ uint64_t next_id() {
     return id++;
 }
 
+bool is_cross(const ggml_tensor * t) {
+    return std::string(t->name).compare(0, 6, "xattn.") == 0;
+}
+
 }  // namespace
 
 mllama_weights::mllama_weights(const std::string & path, const device & dev, const std::vector<device> & layer_devs,
@@ -142,12 +146,33 @@ void mllama_weights::find_tensors(const std::vector<device> & layer_devs) {
     }
 }
 
+ggml_backend_buffer_type_t mllama_weights::buft_of(const placed & matmul, bool repack) const {
+    return matmul.dev->matmul_buft(matmul.tensor, repack && (is_cross(matmul.tensor) || !in_bf16(matmul.tensor)));
+}
+
+weight_bytes mllama_weights::planned(bool repack) const {
+    weight_bytes n;
+    n.copied_tower = ggml_nbytes(patch_embd);
+    auto add = [&](const ggml_tensor * t, ggml_backend_buffer_type_t buft) {
+        const bool mapped = buft == ggml_backend_cpu_buffer_type();
+        (mapped        ? is_cross(t) ? n.mapped_cross : n.mapped_tower
+         : is_cross(t) ? n.copied_cross
+                       : n.copied_tower) += ggml_nbytes(t);
+    };
+    for (const placed & p : matmuls_) {
+        add(p.tensor, buft_of(p, repack));
+    }
+    for (const placed & p : others_) {
+        add(p.tensor, p.dev->default_buft());
+    }
+    return n;
+}
+
 // One buffer per buffer type. On the CPU, tensors of the default type are used where they lie in the mapped file.
 void mllama_weights::place(bool repack, const progress_fn & progress) {
     std::map<ggml_backend_buffer_type_t, std::vector<ggml_tensor *>> by_buft;
     for (const placed & p : matmuls_) {
-        const bool tower = std::string(p.tensor->name).compare(0, 6, "xattn.") != 0;
-        by_buft[p.dev->matmul_buft(p.tensor, repack && !(tower && in_bf16(p.tensor)))].push_back(p.tensor);
+        by_buft[buft_of(p, repack)].push_back(p.tensor);
     }
     for (const placed & p : others_) {
         by_buft[p.dev->default_buft()].push_back(p.tensor);
@@ -169,11 +194,11 @@ void mllama_weights::place(bool repack, const progress_fn & progress) {
     }
     for (auto & [buft, tensors] : by_buft) {
         if (buft == ggml_backend_cpu_buffer_type()) {
-            ggml_backend_buffer_t mapped = ggml_backend_cpu_buffer_from_ptr((void *) base, file_.bytes().size());
-            buffers_.emplace_back(mapped);
-            ggml_backend_buffer_set_usage(mapped, GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+            mapped_ = ggml_backend_cpu_buffer_from_ptr((void *) base, file_.bytes().size());
+            buffers_.emplace_back(mapped_);
+            ggml_backend_buffer_set_usage(mapped_, GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
             for (ggml_tensor * t : tensors) {
-                if (ggml_backend_tensor_alloc(mapped, t, (void *) (base + file_.offset(t))) != GGML_STATUS_SUCCESS) {
+                if (ggml_backend_tensor_alloc(mapped_, t, (void *) (base + file_.offset(t))) != GGML_STATUS_SUCCESS) {
                     file_.fail(std::string("tensor '") + t->name + "' cannot be used from the mapped file");
                 }
                 done += ggml_nbytes(t);
@@ -210,6 +235,14 @@ void mllama_weights::place(bool repack, const progress_fn & progress) {
     }
     if (progress) {
         progress(1.0f);
+    }
+}
+
+void mllama_weights::drop_pages_read_by(const ggml_tensor * node) const {
+    for (const ggml_tensor * t : node->src) {
+        if (t && t->buffer && t->buffer == mapped_) {
+            file_.bytes().drop((size_t) ((const uint8_t *) t->data - file_.bytes().data()), ggml_nbytes(t));
+        }
     }
 }
 

@@ -42,6 +42,13 @@ struct cross_layer {
     float gate_attn, gate_ffn;                  // tanh(raw)
 };
 
+// Bytes of weights by where they are, with and without those of the cross-attention layers: these are read for every
+// token, the others once a picture.
+struct weight_bytes {
+    size_t copied_cross = 0, copied_tower = 0;  // in buffers of their own
+    size_t mapped_cross = 0, mapped_tower = 0;  // where they lie in the mapped file
+};
+
 class mllama_weights {
   public:
     // dev: of vision tower and projector.
@@ -77,6 +84,13 @@ class mllama_weights {
     std::vector<float> post_tile_embd(int aspect_ratio_id) const;      // [n_embd, max_num_tiles]
     std::vector<float> image_token_embd() const;                       // [text n_embd]
 
+    // Gives back the pages of what a node has read in the mapped file, if anything. For weights that each picture
+    // reads once: the next one finds them in the page cache.
+    void drop_pages_read_by(const ggml_tensor * node) const;
+
+    // What there would be with that repack, on this device.
+    weight_bytes planned(bool repack) const;
+
     size_t device_bytes() const;  // weights in buffers of their own
     size_t mapped_bytes() const;  // weights used where they lie in the mapped file
 
@@ -87,6 +101,7 @@ class mllama_weights {
         ggml_tensor * tensor;
         const device * dev;
     };
+    ggml_backend_buffer_type_t buft_of(const placed & matmul, bool repack) const;
     ggml_tensor * find(const device & dev, const std::string & name, const std::vector<int64_t> & ne);
     ggml_tensor * find_matmul(const device & dev, const std::string & name, int64_t n_in, int64_t n_out);
     layer_norm find_norm(const std::string & name, int64_t n);
@@ -104,6 +119,7 @@ class mllama_weights {
     ggml_tensor * patch_embd_src_;  // as the file has it
     ggml_context_ptr own_;          // of patch_embd
     std::vector<ggml_backend_buffer_ptr> buffers_;
+    ggml_backend_buffer_t mapped_ = nullptr;  // one of buffers_, if any weights are used from the file
     size_t device_bytes_ = 0, mapped_bytes_ = 0;
 
     ggml_tensor *class_embd_, *position_embd_, *tile_position_embd_, *pre_tile_embd_, *post_tile_embd_,

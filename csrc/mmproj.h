@@ -32,6 +32,12 @@ struct encode_stats {
     part_times parts;  // of the tower; empty on devices other than the CPU
 };
 
+// What the largest picture and its weights will take, as far as it can be told without computing one.
+struct memory_plan {
+    weight_bytes weights;  // as if repacked, whatever this mmproj was told
+    size_t compute_bytes;  // scratch buffer of the vision tower
+};
+
 struct bytes_view {
     const uint8_t * data;
     size_t size;
@@ -55,20 +61,24 @@ class mmproj {
     // Throws std::invalid_argument on sizes that do not fit this model, backend_error.
     image_states_ptr restore(int n_tokens, const std::vector<bytes_view> & parts) const;
 
+    memory_plan plan() const;
+
     // From now on the inputs of all matrices are counted there; nullptr: no more.
     void set_collector(std::shared_ptr<importance_collector> collector);
 
-    void set_n_threads(int n_threads);
+    void set_n_threads(int n_threads) { n_threads_ = n_threads; }  // from the next image on
 
   private:
-    image_states_ptr compute_image_states(ggml_tensor * states, const progress_fn & progress);
-    ggml_backend_t backend_on(const device & dev) { return backends_.at(dev.get()).get(); }
+    image_states_ptr compute_image_states(ggml_tensor * states, ggml_backend_ptr & cpu, const progress_fn & progress);
+    // cpu: made when it is needed.
+    ggml_backend_t backend_on(const device & dev, ggml_backend_ptr & cpu);
 
     std::mutex encoding_;
     std::atomic<std::thread::id> encoding_thread_{};
     const mmproj_options options_;
     std::shared_ptr<const mllama_weights> weights_;
-    std::map<ggml_backend_dev_t, ggml_backend_ptr> backends_;
+    std::map<ggml_backend_dev_t, ggml_backend_ptr> backends_;  // of devices that are no CPU
+    std::atomic<int> n_threads_;
     std::shared_ptr<importance_collector> collector_;
 };
 

@@ -162,7 +162,7 @@ void vision_graph::project(ggml_tensor * last, const std::vector<ggml_tensor *> 
     }
 }
 
-void vision_graph::compute(ggml_backend_t backend, const vision_input & input, const progress_fn & on_node,
+void vision_graph::compute(ggml_backend_t backend, vision_input input, const progress_fn & on_node,
                            part_times * parts) {
     require_support(backend, graph_);
     scratch_.reset(ggml_gallocr_new(ggml_backend_get_default_buffer_type(backend)));
@@ -202,7 +202,16 @@ void vision_graph::compute(ggml_backend_t backend, const vision_input & input, c
     // Real rows come first in every matrix, and only they are counted: they alone reach the text model. Padding rows
     // hold the same few states in every picture; a picture of one tile has three times as many of them, which would
     // drown what the picture shows.
-    compute_graph(backend, graph_, on_node, { collector_, rows_.n_real() }, parts);
+    input = {};  // the graph has it: 48 MB of a large picture
+    compute_graph(backend, graph_, on_node, { collector_, rows_.n_real() }, parts,
+                  [this](const ggml_tensor * node) { weights_.drop_pages_read_by(node); });
+}
+
+size_t vision_graph::planned_bytes(const device & dev) const {
+    const ggml_gallocr_ptr plan(ggml_gallocr_new(dev.default_buft()));
+    size_t n_bytes = 0;
+    ggml_gallocr_reserve_n_size(plan.get(), graph_, nullptr, nullptr, &n_bytes);
+    return n_bytes;
 }
 
 size_t vision_graph::compute_bytes() const {

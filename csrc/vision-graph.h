@@ -20,9 +20,10 @@ class vision_graph {
     // Allocates on the backend's device, uploads, computes. Throws backend_error. on_node, if given, is called between
     // graph nodes with the fraction done (on the CPU) and may throw to stop.
     // parts: see compute_graph.
-    void compute(ggml_backend_t backend, const vision_input & input, const progress_fn & on_node,
-                 part_times * parts = nullptr);
+    void compute(ggml_backend_t backend, vision_input input, const progress_fn & on_node, part_times * parts = nullptr);
 
+    // Of the scratch buffer that compute() would allocate on that device.
+    size_t planned_bytes(const device & dev) const;
     size_t compute_bytes() const;  // of the scratch buffer, after compute()
 
   private:

@@ -61,7 +61,7 @@ class DraftModel(Draft):
         self._n_vocab = min(self._n_tokens, model.n_vocab)
         self._image_token = model.image_token
         self._held: list[int] = []  # what the KV cache holds, at least
-        self._weights = TextWeights(load_text(path, n_gpu_layers, use_mmap, None))
+        self._weights = TextWeights(load_text(file, n_gpu_layers, use_mmap, None))
         # Only for its abort callback: it knows of Ctrl-C and of `interrupt`.
         self._hook = native.DecodeHook(model.mmproj)
         c = llama_cpp.llama_context_default_params()

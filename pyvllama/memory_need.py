@@ -1,76 +1,137 @@
-"""How much memory a pair will need, from the headers of its files alone, and which settings fit a machine."""
+"""How much memory a chat will need at most, from the headers of a pair's files, and which settings fit a machine.
 
+What is counted is the resident set of the process on Linux, with everything on the CPU. tools/bench/memory.py compares
+it with what is measured.
+"""
+
+import functools
 import os
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pyvllama._runtime import init_backend, native
 from pyvllama.context import KV_TYPES
 from pyvllama.errors import ConfigError, FormatError
 from pyvllama.gguf_file import GGML_TYPES, GGUFFile
-from pyvllama.loading import DEFAULT_IMAGE_CACHE_BYTES, DEFAULT_N_CTX
+from pyvllama.loading import DEFAULT_N_CTX
+from pyvllama.model import CROSS_KV_TYPES
 from pyvllama.pair_checks import check_text
 from pyvllama.types import Pair
 
-__all__ = ["Need", "Sizes", "advice", "available_memory", "memory_need", "read_sizes"]
+__all__ = ["Need", "Settings", "Sizes", "advice", "available_memory", "memory_need", "read_sizes"]
 
-_PROGRAM_BYTES = 200 << 20  # Python, its packages, llama.cpp's libraries
-_MARGIN = 1.05
+# Measured: Python 3.11, its packages and llama.cpp's libraries after a chat with the pocket model; and what a token of
+# the vocabulary takes, here and in llama.cpp, its merges included.
+_PROGRAM_BYTES = 64 << 20
+_TOKEN_BYTES = 780
+_MARGIN = 1.05  # that a prediction may be wrong by
+_F32 = 4
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the need depends on beside the model: options of `pyvllama.load`."""
+
+    n_ctx: int = DEFAULT_N_CTX
+    kv_type: str = "f16"
+    cross_kv_type: str = "f16"
+    n_ubatch: int = 512
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What of a pair's headers decides over memory.
+    """What of a pair's headers decides over memory. Weights in bytes.
 
     Attributes:
-        weights: bytes of both files' tensors.
+        text_file: all weights of the text model.
+        text_copied: those that llama.cpp copies into the layout of its CPU kernels.
+        text_mapped: those that it reads in the mapped file; of an embedding table that is nothing else, a few rows are
+            read: it is not among them.
+        mmproj_copied, mmproj_mapped: as these, those of the cross-attention layers, and copies of the tower's. What
+            the tower reads in the mapped file is given back at once.
+        tower: scratch buffer of the vision tower for the largest picture.
         n_layer: self-attention layers.
         kv_row: elements of a position's keys and values in one of them.
-        n_vocab, n_embd: of the text model.
-        cross_row: elements of an image token's keys and values, all cross-attention layers together.
+        n_tokens: of the vocabulary.
+        n_embd, n_ff: of the text model.
+        n_cross: cross-attention layers.
+        cross_row: elements of an image token's keys (and as many of its values) in one of them.
+        head: elements of a head.
         image_tokens: of the largest picture.
-        tower_row: floats a position of the picture that the vision tower holds at a time, at most.
+        image_values: its pixels' red, green and blue values.
     """
 
-    weights: tuple[int, int]
+    text_file: int
+    text_copied: int
+    text_mapped: int
+    mmproj_copied: int
+    mmproj_mapped: int
+    tower: int
     n_layer: int
     kv_row: int
-    n_vocab: int
+    n_tokens: int
     n_embd: int
+    n_ff: int
+    n_cross: int
     cross_row: int
+    head: int
     image_tokens: int
-    tower_row: int
+    image_values: int
 
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes by what they are for, and the settings that they are for."""
+    """Bytes by what goes on and what they are for, and the settings that they are for.
 
-    parts: Mapping[str, int]
-    n_ctx: int
-    kv_type: str
-    image_cache_bytes: int
+    Attributes:
+        phases: what goes on -> its parts; the largest phase makes the peak.
+        settings: these.
+        picture: bytes of the picture's keys and values: what one more picture in memory takes.
+    """
+
+    phases: Mapping[str, Mapping[str, int]]
+    settings: Settings
+    picture: int
+
+    @property
+    def peak(self) -> str:
+        """The phase that takes most."""
+        return max(self.phases, key=lambda name: sum(self.phases[name].values()))
+
+    @property
+    def parts(self) -> Mapping[str, int]:
+        """What the peak is made of."""
+        return self.phases[self.peak]
 
     @property
     def total(self) -> int:
-        """All of them, and a little more."""
-        return int(sum(self.parts.values()) * _MARGIN)
+        """The peak."""
+        return sum(self.parts.values())
+
+    def fits(self, available: int) -> bool:
+        """Is there room for it, and for being a little wrong?"""
+        return self.total * _MARGIN <= available
 
 
 def read_sizes(pair: Pair) -> Sizes:
-    """From the headers of both files.
+    """From the headers of both files; no weights are read.
 
     Raises:
         FormatError: a file is damaged, or is no file of such a pair.
+        ConfigError: PYVLLAMA_CPU_KERNELS names kernels that this CPU cannot run.
     """
     text, mmproj = GGUFFile(pair.text), GGUFFile(pair.mmproj)
     check_text(text)
     if mmproj.metadata.get("clip.projector_type") != "mllama":
         raise FormatError(f"{pair.mmproj}: this is no mmproj file of Llama 3.2 Vision (clip.projector_type = mllama)")
-    t, v = _Keys(text), _Keys(mmproj)
+    init_backend()
+    eyes = native.Mmproj(pair.mmproj, repack=False)  # maps it
+    plan, hparams = eyes.plan(), eyes.hparams
+    t = _Keys(text)
     n_embd, n_head, n_head_kv = (
         t.count("llama.embedding_length"),
         t.count("llama.attention.head_count"),
@@ -78,68 +139,112 @@ def read_sizes(pair: Pair) -> Sizes:
     )
     head = n_embd // n_head
     kv = sum(int(text.metadata.get(f"llama.attention.{kind}_length", head)) for kind in ("key", "value"))
-    patches = (v.count("clip.vision.image_size") // v.count("clip.vision.patch_size")) ** 2 + 1
-    layers = mmproj.metadata.get("clip.mllama.cross_attention_layers")
-    kept = mmproj.metadata.get("clip.mllama.intermediate_layers_indices")
-    n_kept = len(kept) if isinstance(kept, list) else 0
-    width, inner = v.count("clip.vision.embedding_length"), v.count("clip.vision.feed_forward_length")
+    embedding = text.tensors.get("token_embd.weight")
+    copied, mapped = _text_weights(text)
     return Sizes(
-        weights=(_n_bytes(text), _n_bytes(mmproj)),
+        text_file=sum(tensor.n_bytes for tensor in text.tensors.values()),
+        text_copied=copied,
+        text_mapped=mapped,
+        mmproj_copied=plan["copied_cross"] + plan["copied_tower"],
+        mmproj_mapped=plan["mapped_cross"],
+        tower=plan["compute"],
         n_layer=t.count("llama.block_count"),
         kv_row=n_head_kv * kv,
-        n_vocab=text.tensors["token_embd.weight"].shape[0] if "token_embd.weight" in text.tensors else 0,
+        n_tokens=embedding.shape[0] if embedding else 0,
         n_embd=n_embd,
-        cross_row=(len(layers) if isinstance(layers, list) else 0) * 2 * n_head_kv * head,
-        image_tokens=v.count("clip.mllama.max_num_tiles") * patches,
-        # states, norms, q, k, v and what attention makes of them; the MLP before and after its activation; the states
-        # that are kept for the output; the output
-        tower_row=8 * width + 2 * inner + (n_kept + 1) * width + n_embd,
+        n_ff=t.count("llama.feed_forward_length"),
+        n_cross=len(hparams["cross_attention_layers"]),
+        cross_row=hparams["text_n_head_kv"] * head,
+        head=head,
+        image_tokens=hparams["max_num_tiles"] * hparams["n_positions"],
+        image_values=hparams["max_num_tiles"] * 3 * hparams["image_size"] ** 2,
     )
 
 
-def memory_need(
-    sizes: Sizes,
-    *,
-    n_ctx: int = DEFAULT_N_CTX,
-    kv_type: str = "f16",
-    n_ubatch: int = 512,
-    image_cache_bytes: int = DEFAULT_IMAGE_CACHE_BYTES,
-) -> Need:
-    """An estimate, on the high side: for weights the files' sizes, as if no part of them stayed on the disk.
+def _text_weights(text: GGUFFile) -> tuple[int, int]:
+    """Bytes that llama.cpp copies, and that it reads in the mapped file."""
+    repacks = functools.cache(native.cpu_repacks)
+    copied = mapped = 0
+    for name, tensor in text.tensors.items():
+        if name == "token_embd.weight" and "output.weight" in text.tensors:
+            continue
+        if len(tensor.shape) == 2 and repacks(tensor.type, tensor.shape[1], tensor.shape[0]):  # noqa: PLR2004
+            copied += tensor.n_bytes
+        else:
+            mapped += tensor.n_bytes
+    return copied, mapped
+
+
+def memory_need(sizes: Sizes, settings: Settings = Settings()) -> Need:
+    """The peak of a chat with one picture of the largest size and a prompt that fills a batch.
 
     Raises:
         ConfigError: an unknown type.
     """
-    if kv_type not in KV_TYPES:
-        raise ConfigError(f"kv_type must be one of {', '.join(KV_TYPES)}, not {kv_type!r}")
-    picture = _bytes(sizes.image_tokens * sizes.cross_row, "f16")
-    n_rows = min(n_ubatch, n_ctx)
-    parts = {
-        "text weights": sizes.weights[0],
-        "mmproj weights": sizes.weights[1],
-        f"context of {n_ctx} ({kv_type})": _bytes(-(-n_ctx // 256) * 256 * sizes.n_layer * sizes.kv_row, kv_type),
-        "pictures (one, or the cache)": max(picture, image_cache_bytes),
-        "computing text": n_rows * 4 * (sizes.n_vocab + 24 * sizes.n_embd),
-        "computing a picture": sizes.image_tokens * 4 * sizes.tower_row,
-        "program": _PROGRAM_BYTES,
+    s = settings
+    if s.kv_type not in KV_TYPES:
+        raise ConfigError(f"kv_type must be one of {', '.join(KV_TYPES)}, not {s.kv_type!r}")
+    if s.cross_kv_type not in CROSS_KV_TYPES:
+        raise ConfigError(f"cross_kv_type must be one of {', '.join(CROSS_KV_TYPES)}, not {s.cross_kv_type!r}")
+    n_cells = -(-s.n_ctx // 256) * 256  # llama.cpp's step
+    n_rows = min(s.n_ubatch, s.n_ctx)
+    elements = sizes.image_tokens * sizes.cross_row
+    values_type = "f16" if s.cross_kv_type == "q8_0" else s.cross_kv_type  # see image-states.h
+    picture = sizes.n_cross * (_bytes(elements, s.cross_kv_type) + _bytes(elements, values_type))
+    # Gate, up and their product of an MLP, and what goes into it as the quantized product takes it.
+    mlp = n_rows * (_F32 * 3 * sizes.n_ff) + _bytes(n_rows * sizes.n_ff, "q8_0")
+    # The layer's input, its norm, the mask; of a cross-attention layer, whose sums are made in place, the norm.
+    computing_text = mlp + n_rows * (_F32 * 2 * sizes.n_embd + 2 * n_cells)
+    computing_cross = mlp + n_rows * _F32 * sizes.n_embd
+    states = sizes.image_tokens * sizes.n_embd
+    # Of a layer's keys or values the product and its norm, and the states as the product takes them.
+    computing_kv = 2 * _F32 * elements + _bytes(states, "q8_0")
+    computing_picture = _F32 * (states + sizes.image_values) + max(sizes.tower, computing_kv + picture)
+    context = {
+        f"context of {s.n_ctx} ({s.kv_type})": _bytes(n_cells * sizes.n_layer * sizes.kv_row, s.kv_type),
     }
-    return Need(parts, n_ctx, kv_type, image_cache_bytes)
+    program = {"program and vocabulary": _PROGRAM_BYTES + sizes.n_tokens * _TOKEN_BYTES}
+    phases = {
+        "loading": {"text weights": sizes.text_file, "mmproj weights": sizes.mmproj_copied, **program},
+        "encoding a picture": {
+            "text weights": sizes.text_copied,
+            "mmproj weights": sizes.mmproj_copied,
+            **context,
+            "computing": computing_picture,
+            **program,
+        },
+        "computing text": {
+            "text weights": sizes.text_copied + sizes.text_mapped,
+            "mmproj weights": sizes.mmproj_copied + sizes.mmproj_mapped,
+            **context,
+            f"picture ({s.cross_kv_type})": picture,
+            "computing": computing_text + computing_cross,
+            **program,
+        },
+    }
+    return Need(phases, s, picture)
 
 
 def advice(sizes: Sizes, need: Need, available: int) -> list[str]:
     """Command-line options with which it fits; empty if it does already, or never does.
 
-    The context stays as long as it is, if a smaller type of its keys and values is enough.
+    The context stays as long as it is, if a smaller type of keys and values is enough.
     """
-    if need.total <= available:
+    if need.fits(available):
         return []
-    shorter = range(need.n_ctx // 1024 * 1024, 0, -1024)
-    for kv_type, lengths in (("q8_0", (need.n_ctx,)), (need.kv_type, shorter), ("q8_0", shorter)):
-        for n_ctx in lengths:
-            other = memory_need(sizes, n_ctx=n_ctx, kv_type=kv_type, image_cache_bytes=need.image_cache_bytes)
-            if other.total <= available:
-                options = [f"--ctx-size {n_ctx}"] if n_ctx != need.n_ctx else []
-                return options + ([f"--kv-type {kv_type}"] if kv_type != need.kv_type else [])
+    given = need.settings
+    smaller = replace(given, kv_type="q8_0") if sizes.head % 32 == 0 else given
+    smallest = replace(smaller, cross_kv_type="q8_0") if sizes.head % 32 == 0 else given
+    kinds = (given, smaller, smallest)
+    shorter = range(given.n_ctx // 1024 * 1024, 0, -1024)
+    for other in (*kinds, *(replace(kind, n_ctx=n) for kind in kinds for n in shorter)):
+        if memory_need(sizes, other).fits(available):
+            changed = (
+                ("--ctx-size", given.n_ctx, other.n_ctx),
+                ("--kv-type", given.kv_type, other.kv_type),
+                ("--cross-kv-type", given.cross_kv_type, other.cross_kv_type),
+            )
+            return [f"{name} {new}" for name, old, new in changed if new != old]
     return []
 
 
@@ -176,10 +281,6 @@ class _Keys:
         if type(value) is not int or not 0 < value < 1 << 24:
             raise FormatError(f"{self._file.path}: {key} is {value!r}, expected a number above 0")
         return value
-
-
-def _n_bytes(file: GGUFFile) -> int:
-    return sum(tensor.n_bytes for tensor in file.tensors.values())
 
 
 def _bytes(n_elements: int, kind: str) -> int:

@@ -112,7 +112,7 @@ class Model:
         check_pair(text_file, mmproj_file, self.hparams)
         self.is_graft = pairing_hash(text_file) != self.hparams["pairing_hash"]
         text_progress = _part(progress, 0.5, 1.0)
-        self._weights = TextWeights(load_text(text, n_gpu_layers, use_mmap, text_progress, self.placement))
+        self._weights = TextWeights(load_text(text_file, n_gpu_layers, use_mmap, text_progress, self.placement))
         ends = self.text_metadata.get("tokenizer.ggml.eos_token_ids")  # where llama.cpp's keys are too few
         self.tokenizer = Tokenizer(
             llama_cpp.llama_model_get_vocab(self.handle),
@@ -144,6 +144,11 @@ class Model:
     def name(self) -> str:
         """The model's name as the text file has it, else the file's."""
         return str(self.text_metadata.get("general.name") or self.text_path.stem)
+
+    @property
+    def text_paths(self) -> list[Path]:
+        """The text file, or all files of a split one."""
+        return self._files[0].paths
 
     @property
     def n_embd(self) -> int:
@@ -179,7 +184,9 @@ class Model:
     @functools.cached_property
     def text_fingerprint(self) -> str:
         """Identifies the text weights, their quantization included: what a KV cache was made by."""
-        return weights_fingerprint(self._files[0], "llama.")
+        found = weights_fingerprint(self._files[0], "llama.")
+        _drop_pages(self._files[0])
+        return found
 
     @functools.cached_property
     def image_fingerprint(self) -> str:
@@ -189,6 +196,7 @@ class Model:
         the tower's kernels (a file that another CPU wrote is another one's).
         """
         weights = weights_fingerprint(self._files[1], "clip.")
+        _drop_pages(self._files[1])  # that it sampled, and those around them
         form = f"{self.mmproj.attention_form} {self.mmproj.kernels}"
         text = json.dumps([weights, asdict(self.preprocessor), self.cross_kv_type, form])
         return hashlib.sha256(text.encode()).hexdigest()
@@ -243,10 +251,16 @@ def _part(progress: Progress | None, first: float, last: float) -> Progress | No
     return progress and (lambda fraction: progress(first + fraction * (last - first)))
 
 
+_DROPS = 16  # while a file is loaded
+
+
 def load_text(
-    path: Path, n_gpu_layers: int, use_mmap: bool, progress: Progress | None, placement: Placement | None = None
+    file: GGUFFile, n_gpu_layers: int, use_mmap: bool, progress: Progress | None, placement: Placement | None = None
 ) -> Any:
     """A llama_model of a file that has passed `check_text`; options as of Model.
+
+    llama.cpp brings all of the file into memory and copies most weights from there, into the layout of its CPU kernels
+    or to a GPU. Without the pages that it has read being given back, these weights would count twice.
 
     placement: how many layers each device takes; None: as llama.cpp chooses.
 
@@ -254,9 +268,14 @@ def load_text(
         BackendError: llama.cpp cannot load it. Cancelled: progress returned False.
     """
     stopped: list[BaseException | None] = []
+    n_drops = 0
 
     def on_progress(fraction: float, _user_data: Any) -> bool:
+        nonlocal n_drops
         try:
+            if fraction * _DROPS >= n_drops:
+                n_drops += 1
+                _drop_pages(file)
             go_on = progress is None or progress(fraction) is not False
         except BaseException as e:  # must not pass through C
             stopped.append(e)
@@ -274,12 +293,18 @@ def load_text(
         params.devices, params.tensor_split = ctypes.addressof(devices), shares
     callback = llama_cpp.llama_progress_callback(on_progress)
     params.progress_callback = callback
-    handle = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
+    handle = llama_cpp.llama_model_load_from_file(os.fsencode(file.path), params)
+    _drop_pages(file)
     if stopped:
-        raise stopped[0] or Cancelled(f"loading {path} was stopped")
+        raise stopped[0] or Cancelled(f"loading {file.path} was stopped")
     if not handle:
         raise BackendError(
-            f"llama.cpp could not load {path}: there may be too little memory, or the file is damaged; "
+            f"llama.cpp could not load {file.path}: there may be too little memory, or the file is damaged; "
             "set logging for 'pyvllama.llama_cpp' to see its own words"
         )
     return handle
+
+
+def _drop_pages(file: GGUFFile) -> None:
+    for path in file.paths:
+        native.drop_mapped_pages(path)

@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from pyvllama._runtime import native
 from pyvllama.errors import BackendError, Cancelled
 from pyvllama.image.tiling import preprocess
 from pyvllama.image_store import ImageStore
@@ -106,6 +107,11 @@ class VisionCache:
             return Encoded(mine.states, 0.0, True)
         start = time.perf_counter()
         tiles = preprocess(image, self._model.preprocessor)
+        if self._model.mmproj.device == "CPU":
+            # Nobody reads the text weights for the seconds that the tower needs that memory. Those that lie in the
+            # mapped file come back from the page cache.
+            for path in self._model.text_paths:
+                native.drop_mapped_pages(path)
         states, _, _ = self._model.mmproj.encode(tiles.pixel_values, tiles.aspect_ratio_id, progress=tell)
         encode_ms = 1000 * (time.perf_counter() - start)
         mine.states = self.put(key, states)

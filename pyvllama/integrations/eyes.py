@@ -48,6 +48,7 @@ class Eyes:
         )
         hparams = self.mmproj.hparams
         check_pair(text_file, mmproj_file, hparams)
+        self.text_paths = text_file.paths
         self._text_metadata, self._mmproj_metadata = text_file.metadata, mmproj_file.metadata
         self.preprocessor = PreprocessorConfig.from_gguf(mmproj_file.metadata)
         self.image_token_id = int(hparams["image_token_id"])

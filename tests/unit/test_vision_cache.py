@@ -35,6 +35,8 @@ class CountingModel:
             image_std=(0.25, 0.25, 0.25),
         )
         self.mmproj = self
+        self.device = "CPU"
+        self.text_paths = []
         self.given = []
         self.fails = False
 
