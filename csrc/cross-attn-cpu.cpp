@@ -20,27 +20,14 @@ void unpack(const ggml_tensor * t, const char * row, int64_t first, int n, float
     }
 }
 
-constexpr int KEYS_AT_ONCE = 256;  // of scores(): 64 KiB of keys
+stored stored_as(ggml_type type) {
+    return type == GGML_TYPE_F32    ? stored::f32
+           : type == GGML_TYPE_BF16 ? stored::bf16
+           : type == GGML_TYPE_Q8_0 ? stored::q8_0
+                                    : stored::f16;
+}
 
 }  // namespace
-
-bool cross_attn_cpu::takes_keys(const ggml_tensor * k) const {
-    return kernels_.f16_scores && k->type == GGML_TYPE_F16 && k->ne[0] % 16 == 0;
-}
-
-ggml_tensor * cross_attn_cpu::scores(ggml_tensor * k, ggml_tensor * q) {
-    const int d = (int) k->ne[0], n_keys = (int) k->ne[1], n_q = (int) q->ne[1], n_parts = n_cuts(n_keys, KEYS_AT_ONCE);
-    const auto f16_scores = kernels_.f16_scores;
-    auto run = [=](const ggml_tensor * dst, int unit) {
-        const int head = unit / n_parts, first = unit % n_parts * KEYS_AT_ONCE;
-        f16_scores((const uint16_t *) ((const char *) k->data + head * k->nb[2] + first * k->nb[1]),
-                   k->nb[1] / sizeof(uint16_t), std::min(KEYS_AT_ONCE, n_keys - first), d,
-                   (const float *) ((const char *) q->data + head * q->nb[2]), n_q,
-                   (float *) ((char *) dst->data + head * dst->nb[2]) + first, dst->nb[1] / sizeof(float));
-    };
-    const int n_kv = (int) k->ne[2];
-    return node("scores", GGML_TYPE_F32, { n_keys, n_q, n_kv }, { k, q }, add_op(n_kv * n_parts, run));
-}
 
 // Keys [d, n_tokens, n_kv] or values [n_tokens, d, n_kv] of some heads -> panels of one head after another, those of
 // the first image first.
@@ -126,6 +113,80 @@ ggml_tensor * cross_attn_cpu::attend(ggml_tensor * q, int first, int n_rows,
                   : node("attention", GGML_TYPE_F32, { (int64_t) d * n_head, q->ne[2] }, { keys, values, q }, op);
     }
     return out;
+}
+
+ggml_tensor * cross_attn_cpu::attend_few(ggml_tensor * q, int first, int n_rows,
+                                         const std::vector<image_states_ptr> & images, size_t j_cross,
+                                         ggml_tensor * out) {
+    struct piece {
+        const ggml_tensor *k, *v;
+        int first, n;
+    };
+    std::vector<piece> pieces;
+    for (const image_states_ptr & image : images) {
+        const int n_tokens = image->n_tokens();
+        const int size = (n_tokens / n_cuts(n_tokens, FEW_KEYS) + 32) / 32 * 32;  // of one size, nearly
+        for (int i = 0; i < n_tokens; i += size) {
+            pieces.push_back({ image->k[j_cross], image->v[j_cross], i, std::min(size, n_tokens - i) });
+        }
+    }
+    const auto few = kernels_.few;
+    const int d = (int) q->ne[0], n_kv = (int) images[0]->k[j_cross]->ne[2], g = (int) q->ne[1] / n_kv;
+    const int n_pieces = (int) pieces.size();
+    auto run = [=](const ggml_tensor * dst, int unit) {
+        const int head = unit % n_kv;
+        const piece & p = pieces[unit / n_kv];
+        few_part part;
+        part.k = (const char *) p.k->data + head * p.k->nb[2] + p.first * p.k->nb[1];
+        part.k_stride = p.k->nb[1];
+        part.k_type = stored_as(p.k->type);
+        part.v = (const char *) p.v->data + head * p.v->nb[2] + p.first * p.v->nb[0];
+        part.v_stride = p.v->nb[1];
+        part.v_type = stored_as(p.v->type);
+        part.n_keys = p.n;
+        part.n_embd_head = d;
+        part.n_q = g;
+        part.scale = 1.0f / std::sqrt((float) d);
+        for (int row = 0; row < n_rows; ++row) {
+            part.q = (const float *) ((const char *) q->data + (first + row) * q->nb[2] + head * g * q->nb[1]);
+            part.out = (float *) ((char *) dst->data + unit * dst->nb[1]) + (size_t) row * g * (d + 2);
+            few(part);
+        }
+    };
+    const int64_t n_units = (int64_t) n_kv * n_pieces;
+    ggml_tensor * sums = node("attention", GGML_TYPE_F32, { (int64_t) n_rows * g * (d + 2), n_units },
+                              { q, images[0]->k[j_cross], images[0]->v[j_cross] }, add_op(n_units, run));
+    return merge(sums, q, first, n_rows, n_pieces, out);
+}
+
+ggml_tensor * cross_attn_cpu::merge(ggml_tensor * sums, ggml_tensor * q, int first, int n_rows, int n_parts,
+                                    ggml_tensor * out) {
+    const int d = (int) q->ne[0], n_head = (int) q->ne[1], n_kv = (int) sums->ne[1] / n_parts, g = n_head / n_kv;
+    auto run = [=](const ggml_tensor * dst, int unit) {
+        const int head = unit % n_head, row = unit / n_head;
+        const size_t step = (size_t) n_kv * (sums->nb[1] / sizeof(float));  // from part to part
+        const float * part = (const float *) ((const char *) sums->data + head / g * sums->nb[1]) +
+                             (size_t) (row * g + head % g) * (d + 2);
+        float * y = (float *) ((char *) dst->data + (first + row) * dst->nb[1]) + (size_t) head * d;
+        float top = part[d], weight = 0;
+        for (int p = 1; p < n_parts; ++p) {
+            top = std::max(top, part[p * step + d]);
+        }
+        std::fill_n(y, d, 0.0f);
+        for (int p = 0; p < n_parts; ++p, part += step) {
+            const float share = std::exp2(part[d] - top);
+            weight += share * part[d + 1];
+            for (int c = 0; c < d; ++c) {
+                y[c] += share * part[c];
+            }
+        }
+        for (int c = 0; c < d; ++c) {
+            y[c] /= weight;
+        }
+    };
+    void * op = add_op((int64_t) n_head * n_rows, run);
+    return out ? node_inplace("attention", out, { sums }, op)
+               : node("attention", GGML_TYPE_F32, { (int64_t) d * n_head, q->ne[2] }, { sums }, op);
 }
 
 }  // namespace pyvllama
