@@ -86,6 +86,8 @@ class decode_hook {
     std::vector<image_group> groups_;
     std::vector<int> rows_done_;  // per cross layer
     std::exception_ptr failure_;
+    row_run run_;  // these two keep their memory: a token that is like the last one allocates nothing
+    std::vector<int64_t> key_;
 
     const void * scratch_buffer_ = nullptr;  // base of the buffer that all blocks point into
     ggml_gallocr_ptr scratch_;               // shared by all blocks: one runs at a time and nothing outlives it

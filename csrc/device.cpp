@@ -1,8 +1,14 @@
 #include "device.h"
 
+#include <cstdint>
 #include <stdexcept>
 
 #include "errors.h"
+
+#ifdef __linux__
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
 
 namespace pyvllama {
 
@@ -72,6 +78,22 @@ ggml_backend_buffer_type_t device::matmul_buft(const ggml_tensor * weight, bool 
         }
     }
     return default_buft();
+}
+
+void device::advise_huge_pages(ggml_backend_buffer_t buffer) const {
+#ifdef MADV_HUGEPAGE
+    if (is_cpu()) {
+        const uintptr_t page = (uintptr_t) sysconf(_SC_PAGESIZE),
+                        base = (uintptr_t) ggml_backend_buffer_get_base(buffer);
+        const uintptr_t first = (base + page - 1) / page * page,
+                        end = (base + ggml_backend_buffer_get_size(buffer)) / page * page;
+        if (first < end) {
+            madvise((void *) first, end - first, MADV_HUGEPAGE);
+        }
+    }
+#else
+    (void) buffer;
+#endif
 }
 
 std::vector<std::string> device_names() {

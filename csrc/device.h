@@ -24,6 +24,9 @@ class device {
 
     // Where a matmul weight is fastest: a repacking buffer type of the CPU if it takes this weight, else the default.
     ggml_backend_buffer_type_t matmul_buft(const ggml_tensor * weight, bool repack) const;
+    // Asks for huge pages under a buffer that is much read and not written yet. On the CPU of Linux; a failure does not
+    // matter.
+    void advise_huge_pages(ggml_backend_buffer_t buffer) const;
     ggml_backend_buffer_type_t default_buft() const { return ggml_backend_dev_buffer_type(dev_); }
     // Can tensors live on host memory that we got elsewhere (a mapped file)?
     bool takes_host_memory() const { return is_cpu(); }

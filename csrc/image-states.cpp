@@ -46,6 +46,7 @@ image_states::image_states(const mllama_weights & weights, attention_form form, 
     if (!buffer_) {
         throw backend_error(std::string("no memory on ") + weights.dev().name() + " for an image's keys and values");
     }
+    weights.dev().advise_huge_pages(buffer_.get());
 }
 
 std::vector<float> image_states::keys(size_t j_cross) const {

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pyvllama import huge_pages
 from pyvllama._runtime import default_n_threads, init_backend, llama_cpp, native
 from pyvllama.config import PreprocessorConfig
 from pyvllama.errors import BackendError, Cancelled, ConfigError
@@ -236,9 +237,14 @@ def load_text(path: Path, n_gpu_layers: int, use_mmap: bool, progress: Progress 
         BackendError: llama.cpp cannot load it. Cancelled: progress returned False.
     """
     stopped: list[BaseException | None] = []
+    before: set[tuple[int, int]] | None = huge_pages.large_blocks()
 
     def on_progress(fraction: float, _user_data: Any) -> bool:
+        nonlocal before
         try:
+            if before is not None:  # the first call: memory has been had for all weights, and nothing written yet
+                huge_pages.advise(huge_pages.large_blocks() - before)
+                before = None
             go_on = progress is None or progress(fraction) is not False
         except BaseException as e:  # must not pass through C
             stopped.append(e)
