@@ -16,26 +16,29 @@ batch_plan::batch_plan(std::vector<int32_t> row_group, int n_groups) : row_group
     }
 }
 
-std::vector<row_run> batch_plan::runs(int first, int n_rows) const {
-    std::vector<row_run> runs;
-    const int end = std::min(first + n_rows, this->n_rows());
-    bool open = false;
-    for (int r = first; r < end; ++r) {
-        const int32_t group = row_group_[r];
-        if (group == NO_IMAGE) {
-            open = false;
-            continue;
-        }
-        if (!open) {
-            runs.push_back({ r - first, 0, {} });
-            open = true;
-        }
-        row_run & run = runs.back();
+bool batch_plan::next_run(int first, int n_rows, row_run & run) const {
+    const int end = std::min(n_rows, this->n_rows() - first);
+    int r = run.first + run.n_rows;
+    while (r < end && row_group_[first + r] == NO_IMAGE) {
+        ++r;
+    }
+    run.first = r;
+    run.n_rows = 0;
+    run.segments.clear();
+    for (; r < end && row_group_[first + r] != NO_IMAGE; ++r, ++run.n_rows) {
+        const int32_t group = row_group_[first + r];
         if (run.segments.empty() || run.segments.back().group != group) {
             run.segments.push_back({ run.n_rows, 0, group });
         }
         run.segments.back().n_rows++;
-        run.n_rows++;
+    }
+    return run.n_rows > 0;
+}
+
+std::vector<row_run> batch_plan::runs(int first, int n_rows) const {
+    std::vector<row_run> runs;
+    for (row_run run; next_run(first, n_rows, run);) {
+        runs.push_back(run);
     }
     return runs;
 }

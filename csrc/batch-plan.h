@@ -21,8 +21,8 @@ struct row_segment {
 
 // Consecutive rows that all see some image: computed in one go.
 struct row_run {
-    int first;  // row, counted from the start of the ubatch
-    int n_rows;
+    int first = 0;  // row, counted from the start of the ubatch
+    int n_rows = 0;
     std::vector<row_segment> segments;  // cover the run without holes
     bool operator==(const row_run & o) const {
         return first == o.first && n_rows == o.n_rows && segments == o.segments;
@@ -39,7 +39,9 @@ class batch_plan {
     int n_rows() const { return (int) row_group_.size(); }
     bool sees_images() const { return sees_images_; }
 
-    // The runs within rows [first, first + n_rows) of the batch: one ubatch.
+    // The runs within rows [first, first + n_rows) of the batch: one ubatch. run becomes the one behind what it was; {}
+    // before the first. False: there is no more. Allocates nothing once run has had as many segments.
+    bool next_run(int first, int n_rows, row_run & run) const;
     std::vector<row_run> runs(int first, int n_rows) const;
 
   private:

@@ -4,13 +4,22 @@
 #include "errors.h"
 #include "kernels-variants.h"
 
+#ifdef PYVLLAMA_KERNELS_X86
+#include <cpuid.h>
+#endif
+
 namespace pyvllama {
 
 namespace {
 
 #ifdef PYVLLAMA_KERNELS_X86
+bool has_f16c() {  // not every GCC knows it by name
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+
 bool has_avx2() {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
 }
 
 bool has_avx512() {

@@ -47,6 +47,30 @@ struct attention_kernels {
     int padded_embd(int n) const { return (n + align - 1) / align * align; }
 };
 
+// How numbers are stored: as ggml has these types.
+enum class stored { f32, f16, bf16, q8_0 };
+
+constexpr int FEW_KEYS = 1024;  // most keys of a few_part
+
+// A few queries of one head against some keys and values where they lie: one part of softmax(scale * q k^T) v, to be
+// put together with others. Nothing is read behind the last key or value.
+struct few_part {
+    const char * k;   // [n_embd_head, n_keys]
+    size_t k_stride;  // in bytes
+    stored k_type;
+    const char * v;   // [n_keys, n_embd_head]
+    size_t v_stride;  // in bytes
+    stored v_type;    // not q8_0
+    int n_keys;
+    int n_embd_head;  // a multiple of 16; with q8_0 of 32
+    const float * q;  // [n_embd_head, n_q]
+    int n_q;
+    float scale;
+    // [n_embd_head + 2, n_q]: of each query the sum of values times 2^(score - top), where a score is
+    // scale * log2(e) * (q . k); then top, the largest score; then the sum of these weights
+    float * out;
+};
+
 // F32 throughout.
 struct f32_kernels {
     const char * name;
@@ -55,10 +79,8 @@ struct f32_kernels {
     void (*layer_norm)(const float * x, const float * weight, const float * bias, int n, float eps, float * y);
     // y = gelu(x + bias), the exact one (erf). Within 3e-7 * |x + bias| of it.
     void (*bias_gelu)(const float * x, const float * bias, int n, float * y);
-    // out[j*out_stride + i] = k_i . q_j for keys in f16 and a few queries, which lie side by side; n_embd_head is a
-    // multiple of 16. nullptr where there is nothing faster than ggml's.
-    void (*f16_scores)(const uint16_t * k, size_t k_stride, int n_keys, int n_embd_head, const float * q, int n_q,
-                       float * out, size_t out_stride);
+    // nullptr where there is nothing faster than ggml's products.
+    void (*few)(const few_part & part);
 };
 
 constexpr int GEMM_PANEL = 64;  // outputs of a packed panel

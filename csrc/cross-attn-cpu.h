@@ -1,6 +1,6 @@
-// Cross attention of many rows on the CPU, by our own kernels (cpu-kernels.h) instead of ggml's: scores exist for a few
-// keys at a time, rows and heads are taken as they lie, several images need no copy. F32 throughout, whatever the type
-// of keys and values.
+// Cross attention on the CPU, by our own kernels (cpu-kernels.h) instead of ggml's: scores exist for a few keys at a
+// time, rows and heads are taken as they lie, several images need no copy. F32 throughout, whatever the type of keys
+// and values; of many rows in bf16, where the kernels have that and the layer's weights are no more exact.
 #pragma once
 
 #include <deque>
@@ -14,18 +14,15 @@ namespace pyvllama {
 
 class cross_attn_cpu : custom_ops {
   public:
-    cross_attn_cpu(ggml_context * ctx, const f32_kernels & kernels) : custom_ops(ctx), kernels_(kernels) {}
+    // bf16: may attend() use it?
+    cross_attn_cpu(ggml_context * ctx, const cpu_kernels & kernels, bool bf16)
+        : custom_ops(ctx), kernels_(*kernels.f32), bf16_(bf16 ? kernels.bf16 : nullptr) {}
 
     // Can it do heads of so many numbers?
     static bool takes(int64_t n_embd_head) { return n_embd_head <= MAX_EMBD_HEAD; }
 
-    // Does scores() take these keys?
-    bool takes_keys(const ggml_tensor * k) const;
-
-    // k^T q of few rows, where what counts is that keys are read once and fast: ggml's product of F16 takes one key and
-    // one query at a time. k [n_embd_head, n_tokens, n_kv] F16, q [n_embd_head, n, n_kv] F32, contiguous ->
-    // [n_tokens, n, n_kv] F32
-    ggml_tensor * scores(ggml_tensor * k, ggml_tensor * q);
+    // Can attend_few() do them?
+    bool takes_few(int64_t n_embd_head) const { return kernels_.few && n_embd_head % 16 == 0; }
 
     // Rows [first, first + n_rows) of out get what those of q see of the images of one layer, all in attention_form
     // softmax. q [n_embd_head, n_head, all rows] F32, contiguous; out [n_embd_head*n_head, all rows] F32, or nullptr
@@ -33,10 +30,22 @@ class cross_attn_cpu : custom_ops {
     ggml_tensor * attend(ggml_tensor * q, int first, int n_rows, const std::vector<image_states_ptr> & images,
                          size_t j_cross, ggml_tensor * out);
 
+    // The same for few rows, where what counts is that keys and values are read once and fast: they are not unpacked.
+    ggml_tensor * attend_few(ggml_tensor * q, int first, int n_rows, const std::vector<image_states_ptr> & images,
+                             size_t j_cross, ggml_tensor * out);
+
   private:
-    ggml_tensor * pack(const std::vector<ggml_tensor *> & parts, bool keys, int first_head, int n_heads);
+    template <typename T>
+    ggml_tensor * attend_in(const attention_kernels<T> & a, ggml_tensor * q, int first, int n_rows,
+                            const std::vector<image_states_ptr> & images, size_t j_cross, ggml_tensor * out);
+    template <typename T>
+    ggml_tensor * pack(const attention_kernels<T> & a, const std::vector<ggml_tensor *> & parts, bool keys,
+                       int first_head, int n_heads);
+    // Puts together what attend_few has of n_parts parts.
+    ggml_tensor * merge(ggml_tensor * sums, ggml_tensor * q, int first, int n_rows, int n_parts, ggml_tensor * out);
 
     const f32_kernels & kernels_;
+    const bf16_kernels * bf16_;
     std::deque<std::vector<float>> key_bias_;
 };
 

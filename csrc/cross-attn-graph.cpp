@@ -32,7 +32,6 @@ struct attention_builder {
     const mllama_text_hparams & h;
     size_t j_cross;
     attention_form form;
-    cross_attn_cpu * own;
 
     // q [n_embd_head, n_head, n_rows], normed -> [n_embd, n_rows]. No mask: all rows see all tokens of the images. So
     // the query heads that share a KV head are just more rows of that head.
@@ -64,8 +63,7 @@ struct attention_builder {
         std::vector<ggml_tensor *> scores;
         for (const image_states_ptr & image : images) {
             ggml_tensor * k = image->k[j_cross];
-            scores.push_back(own && own->takes_keys(k) ? own->scores(k, q)
-                                                       : ggml_mul_mat(ctx, k, q));  // [n_tokens, g*n_rows, n_kv]
+            scores.push_back(ggml_mul_mat(ctx, k, q));  // [n_tokens, g*n_rows, n_kv]
         }
         ggml_tensor * p = ggml_soft_max_ext(ctx, concat_all(ctx, scores, 0), nullptr, scale, 0.0f);
         ggml_tensor * out = nullptr;
@@ -121,14 +119,17 @@ ggml_tensor * build_cross_attn_block(ggml_context * ctx, const mllama_weights & 
     const mllama_text_hparams & h = weights.hparams().text;
     const int64_t n_rows = x->ne[1];
     const attention_form form = attention_form_on(weights.cross_dev(j_cross));
-    const attention_builder attention{ ctx, h, j_cross, form, own };
+    const attention_builder attention{ ctx, h, j_cross, form };
 
     ggml_tensor * q = ggml_mul_mat(ctx, l.q, rms_norm(ctx, x, l.attn_norm, h.rms_norm_eps));
     q = rms_norm(ctx, ggml_reshape_3d(ctx, q, h.n_embd_head(), h.n_head, n_rows), l.q_norm, h.rms_norm_eps);
-    auto is_ours = [&](const row_segment & s) { return own && s.n_rows >= MIN_ROWS_OWN; };
+    const bool few_are_ours = own && own->takes_few(h.n_embd_head());
+    auto is_ours = [&](const row_segment & s) { return own && (few_are_ours || s.n_rows >= MIN_ROWS_OWN); };
     ggml_tensor * attn = nullptr;
     for (const row_segment & s : segments) {
-        if (is_ours(s)) {
+        if (few_are_ours && s.n_rows < MIN_ROWS_OWN) {
+            attn = own->attend_few(q, s.first, s.n_rows, groups[s.group], j_cross, attn);
+        } else if (is_ours(s)) {
             attn = own->attend(q, s.first, s.n_rows, groups[s.group], j_cross, attn);
         }
     }

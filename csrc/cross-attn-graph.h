@@ -22,7 +22,7 @@ using image_group = std::vector<image_states_ptr>;
 //   x         [n_embd, n_rows] F32: the hidden states after the preceding self-attention layer
 //   segments  cover the rows
 //   views     gets the tensors whose memory is x's (to be re-pointed with it)
-//   own       computes attention of many rows, if given
+//   own       computes attention of many rows, and of few where it can, if given
 // Returns the last node.
 ggml_tensor * build_cross_attn_block(ggml_context * ctx, const mllama_weights & weights, size_t j_cross,
                                      ggml_tensor * x, const std::vector<row_segment> & segments,

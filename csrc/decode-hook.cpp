@@ -172,8 +172,9 @@ void decode_hook::after_layer(ggml_tensor * l_out) {
         if (first + n_rows > plan_.n_rows()) {
             throw backend_error("llama.cpp computed more rows than the batch has");
         }
-        for (const row_run & run : plan_.runs(first, n_rows)) {
-            run_block(j, l_out, run);
+        run_.first = run_.n_rows = 0;
+        while (plan_.next_run(first, n_rows, run_)) {
+            run_block(j, l_out, run_);
         }
         rows_done_[j] += n_rows;
     }
@@ -183,15 +184,15 @@ void decode_hook::after_layer(ggml_tensor * l_out) {
 // sees the same images; all blocks share one scratch buffer.
 decode_hook::block & decode_hook::find_block(size_t j_cross, const ggml_tensor * l_out, const row_run & run,
                                              bool copy) {
-    std::vector<int64_t> key = { (int64_t) j_cross, run.n_rows, copy };
+    key_.assign({ (int64_t) j_cross, run.n_rows, copy });
     for (const row_segment & s : run.segments) {
-        key.push_back(s.first);
+        key_.push_back(s.first);
         for (const image_states_ptr & image : groups_[s.group]) {
-            key.push_back((int64_t) image->id());
+            key_.push_back((int64_t) image->id());
         }
-        key.push_back(-1);
+        key_.push_back(-1);
     }
-    auto found = blocks_.find(key);
+    auto found = blocks_.find(key_);
     if (found != blocks_.end()) {
         found->second->used = ++clock_;
         return *found->second;
@@ -212,9 +213,9 @@ decode_hook::block & decode_hook::find_block(size_t j_cross, const ggml_tensor *
         alias_rows(b->x, l_out, run.first);  // memory that is not the allocator's business
     }
     b->graph = ggml_new_graph_custom(b->ctx.get(), n_nodes, false);
-    const f32_kernels * kernels = weights_->cross_kernels(j_cross).f32;
-    if (kernels && cross_attn_cpu::takes(h.n_embd_head())) {
-        b->own = std::make_unique<cross_attn_cpu>(b->ctx.get(), *kernels);
+    const cpu_kernels & kernels = weights_->cross_kernels(j_cross);
+    if (kernels.f32 && cross_attn_cpu::takes(h.n_embd_head())) {
+        b->own = std::make_unique<cross_attn_cpu>(b->ctx.get(), kernels, weights_->in_bf16(weights_->cross[j_cross].q));
     }
     ggml_build_forward_expand(b->graph, build_cross_attn_block(b->ctx.get(), *weights_, j_cross, b->x, run.segments,
                                                                groups_, b->views, b->own.get()));
@@ -228,7 +229,7 @@ decode_hook::block & decode_hook::find_block(size_t j_cross, const ggml_tensor *
     }
     b->used = ++clock_;
     stats_.n_graphs++;
-    return *(blocks_[key] = std::move(b));
+    return *(blocks_[key_] = std::move(b));
 }
 
 // Gives the block's tensors their places in its device's scratch buffer.

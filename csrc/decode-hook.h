@@ -85,6 +85,8 @@ class decode_hook {
     std::vector<image_group> groups_;
     std::vector<int> rows_done_;  // per cross layer
     std::exception_ptr failure_;
+    row_run run_;  // these two keep their memory: a token that is like the last one allocates nothing
+    std::vector<int64_t> key_;
 
     std::map<std::vector<int64_t>, std::unique_ptr<block>> blocks_;
     uint64_t clock_ = 0;

@@ -1,14 +1,10 @@
 // The F32 kernels of cpu-kernels.h, written once for vectors of any width with the compilers' vector types. A file that
 // includes this defines KERNELS (the table's name), NAME, LANES (floats of a vector), and GROUP and VECTORS: how many
-// rows times how many vectors of sums the registers hold; and F16_SCORES, if it has that kernel. See cpu-kernels.h for
-// what may stand here.
+// rows times how many vectors of sums the registers hold; and FEW_QUERIES, if it has what few-queries-kernel.h needs.
+// See cpu-kernels.h for what may stand here.
 #include <math.h>
 
 #include "kernels-variants.h"
-
-#ifndef F16_SCORES
-#define F16_SCORES nullptr
-#endif
 
 namespace pyvllama {
 
@@ -204,11 +200,19 @@ inline void write(const float * sums, int n, float share, float * out) {
 }  // namespace pyvllama
 
 #include "attention-kernel.h"
+#ifdef FEW_QUERIES
+#include "few-queries-kernel.h"
+#endif
 
 namespace pyvllama {
 
 const f32_kernels KERNELS = {
-    NAME, { PANEL, LANES, pack_keys, pack_values, attend }, layer_norm, bias_gelu, F16_SCORES
+    NAME, { PANEL, LANES, pack_keys, pack_values, attend }, layer_norm, bias_gelu,
+#ifdef FEW_QUERIES
+    few,
+#else
+    nullptr,
+#endif
 };
 
 }  // namespace pyvllama

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pyvllama import huge_pages
 from pyvllama._runtime import default_n_threads, init_backend, llama_cpp, native
 from pyvllama.config import PreprocessorConfig
 from pyvllama.errors import BackendError, Cancelled, ConfigError
@@ -269,10 +270,14 @@ def load_text(
     """
     stopped: list[BaseException | None] = []
     n_drops = 0
+    before: set[tuple[int, int]] | None = huge_pages.large_blocks()
 
     def on_progress(fraction: float, _user_data: Any) -> bool:
-        nonlocal n_drops
+        nonlocal n_drops, before
         try:
+            if before is not None:  # the first call: memory has been had for all weights, and nothing written yet
+                huge_pages.advise(huge_pages.large_blocks() - before)
+                before = None
             if fraction * _DROPS >= n_drops:
                 n_drops += 1
                 _drop_pages(file)

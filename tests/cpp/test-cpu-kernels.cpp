@@ -168,25 +168,82 @@ static void test_rows(const f32_kernels & kernels) {
     CHECK(y[x.size()] == 77.0f);
 }
 
-static void test_f16_scores(const f32_kernels & kernels) {
-    for (auto [n_keys, d, n_q] : { std::array<int, 3>{ 1, 16, 1 }, { 7, 128, 4 }, { 256, 128, 60 }, { 33, 48, 6 } }) {
-        const int stride = d + 3, out_stride = n_keys + 2;
-        const std::vector<float> q = noise((size_t) n_q * d), numbers = noise((size_t) n_keys * stride);
-        std::vector<ggml_fp16_t> k(numbers.size());
-        ggml_fp32_to_fp16_row(numbers.data(), k.data(), (int64_t) k.size());
-        std::vector<float> out((size_t) n_q * out_stride, 77.0f);
-        kernels.f16_scores(k.data(), stride, n_keys, d, q.data(), n_q, out.data(), out_stride);
+// Bytes of numbers as a type stores them; values: what they then are.
+static std::vector<char> stored_rows(stored type, int n_rows, int n, size_t stride, std::vector<float> & values) {
+    const ggml_type types[] = { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0 };
+    const ggml_type t = types[(int) type];
+    const std::vector<float> numbers = noise((size_t) n_rows * n);
+    values = numbers;
+    std::vector<char> rows((n_rows - 1) * stride + ggml_row_size(t, n));  // nothing behind the last: sanitizers see
+    for (int i = 0; i < n_rows; ++i) {
+        const float * from = numbers.data() + (size_t) i * n;
+        char * to = rows.data() + i * stride;
+        if (t == GGML_TYPE_F32) {
+            memcpy(to, from, n * sizeof(float));
+        } else {
+            ggml_quantize_chunk(t, from, to, 0, 1, n, nullptr);
+            ggml_get_type_traits(t)->to_float(to, values.data() + (size_t) i * n, n);
+        }
+    }
+    return rows;
+}
+
+static void test_few(const f32_kernels & kernels) {
+    struct few_case {
+        int n_keys, d, n_q;
+        stored k, v;
+        float scale;
+    };
+    double worst = 0;
+    for (auto [n_keys, d, n_q, k_type, v_type, scale] : {
+             few_case{ 1, 16, 1, stored::f16, stored::f16, 0.25f },
+             { 3, 48, 3, stored::f16, stored::f16, 0.1f },
+             { 16, 16, 2, stored::f32, stored::f32, 0.2f },
+             { 33, 128, 4, stored::bf16, stored::bf16, 0.1f },
+             { 1024, 128, 4, stored::f16, stored::f16, 1.0f },
+             { 801, 128, 7, stored::q8_0, stored::f16, 0.09f },
+             { 255, 32, 9, stored::q8_0, stored::f16, 3.0f },
+             { 100, 80, 6, stored::f32, stored::f32, 0.1f },
+         }) {
+        // values: a row for each number of a head, part of a longer one
+        const size_t k_stride =
+            k_type == stored::q8_0 ? (size_t) d / 32 * 34 : d * (k_type == stored::f32 ? 4 : 2) + 6 * sizeof(float);
+        const size_t v_stride = (size_t) n_keys * (v_type == stored::f32 ? 4 : 2) + 12;
+        std::vector<float> k, v;
+        const std::vector<char> keys = stored_rows(k_type, n_keys, d, k_stride, k),
+                                rows = stored_rows(v_type, d, n_keys, v_stride, v);
+        const std::vector<float> q = noise((size_t) n_q * d);
+        std::vector<float> out((size_t) n_q * (d + 2) + 1, 77.0f);
+        kernels.few({ keys.data(), k_stride, k_type, rows.data(), v_stride, v_type, n_keys, d, q.data(), n_q, scale,
+                      out.data() });
+        CHECK(out.back() == 77.0f);
         for (int j = 0; j < n_q; ++j) {
-            for (int i = 0; i < out_stride; ++i) {
-                double want = 0;
-                for (int c = 0; c < d && i < n_keys; ++c) {
-                    want += (double) ggml_fp16_to_fp32(k[(size_t) i * stride + c]) * q[(size_t) j * d + c];
+            std::vector<double> score(n_keys);
+            for (int i = 0; i < n_keys; ++i) {
+                for (int c = 0; c < d; ++c) {
+                    score[i] += (double) k[(size_t) i * d + c] * q[(size_t) j * d + c] * scale * 1.4426950408889634;
                 }
-                want = i < n_keys ? want : 77.0;  // nothing behind the last key
-                CHECK(std::fabs(out[(size_t) j * out_stride + i] - want) < 2e-7 * d);
+            }
+            const float * got = out.data() + (size_t) j * (d + 2);
+            const double top = *std::max_element(score.begin(), score.end());
+            CHECK(std::fabs(got[d] - top) < 1e-5 * (1.0 + std::fabs(top)));
+            double sum = 0;
+            std::vector<double> want(d);
+            for (int i = 0; i < n_keys; ++i) {
+                const double p = std::exp2(score[i] - got[d]);
+                sum += p;
+                for (int c = 0; c < d; ++c) {
+                    want[c] += p * v[(size_t) c * n_keys + i];
+                }
+            }
+            worst = std::max(worst, std::fabs(got[d + 1] - sum) / sum);
+            for (int c = 0; c < d; ++c) {
+                worst = std::max(worst, std::fabs(got[c] - want[c]) / sum);
             }
         }
     }
+    printf("  few queries: %.1e\n", worst);
+    CHECK(worst < 2e-5);
 }
 
 static void test_gemm(const bf16_kernels & kernels) {
@@ -232,9 +289,9 @@ int main() {
         } else if (kernels.f32) {
             test_attention(kernels.f32->attention, 2e-5);
             test_rows(*kernels.f32);
-            CHECK((kernels.f32->f16_scores != nullptr) == (kernels.name() == "avx512"));
-            if (kernels.f32->f16_scores) {
-                test_f16_scores(*kernels.f32);
+            CHECK((kernels.f32->few != nullptr) == (kernels.name() == "avx512" || kernels.name() == "avx2"));
+            if (kernels.f32->few) {
+                test_few(*kernels.f32);
             }
         }
     }

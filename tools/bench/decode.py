@@ -1,25 +1,29 @@
 #!/usr/bin/env python3
 """Text generation and prompts with and without a picture, against stock llama.cpp and against what is possible.
 
-    tools/bench/decode.py TEXT.gguf [--mmproj FILE] [--cross-kv-type f16] [--threads 2] [--rounds 9] [--json FILE]
+    tools/bench/decode.py TEXT.gguf [--mmproj FILE] [--cross-kv-type f16] [--threads 2] [--rounds 40] [--json FILE]
 
 Stock is llama.cpp through llama_cpp's low-level API: a context of its own on the same loaded weights, without our hook.
-Ours is `Context.decode`. All take turns in one process, a few tokens each, and medians over the rounds are compared.
-Pictures are keys and values drawn at random: what they hold does not change how long it takes.
+Ours is `Context.decode`. In a round, stock comes before and after each of the others, whose order is drawn; a turn is
+two tokens or one prompt. A turn is compared with the two of stock beside it, so that a machine whose speed drifts does
+little harm; what is printed is the median of these ratios, its standard error, and their quartiles. "stock again" is a
+second context of stock: by how much it differs from 1 is the method's own error. Pictures are keys and values drawn at
+random: what they hold does not change how long it takes.
 
 A token's bound is the time that stock needs, times the bytes that are read for it with the picture (text weights, cross
 attention's weights, keys and values) over those of the text weights: reading more at the rate at which stock reads. A
-prompt's bound is stock's time, plus the cross-attention layers' FLOPs at the rate of stock's self-attention layers.
+prompt's bound is stock's time, plus the cross-attention layers' FLOPs at the rate of stock's self-attention layers. (Of
+the last of these, llama.cpp computes the feed-forward part only for the rows whose logits are wanted: one.)
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
+import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -36,7 +40,7 @@ from pyvllama.model import Model
 from pyvllama.session import Cell, Session
 from pyvllama.types import SamplingParams, Timings
 
-CHUNK = 8  # tokens that one takes before the next has its turn
+CHUNK = 2  # tokens of a turn
 N_PAST = 32
 N_PROMPT = 512
 TOKENS = [(7919 * i) % 100000 for i in range(N_PROMPT)]
@@ -84,8 +88,8 @@ def main() -> None:
     parser.add_argument("--mmproj", type=Path)
     parser.add_argument("--cross-kv-type", default="f16")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--prompt-rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--prompt-rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     result = load_as(
@@ -105,36 +109,35 @@ def measure(model: Model, params: ContextParams, rounds: int, prompt_rounds: int
     context = Context(model, params)
     n_positions, max_tiles, _ = model.image_shape
     images = {n: noise_image(model, n * n_positions) for n in (1, max_tiles)}
-    runs: dict[str, Stock | Ours] = {"stock": Stock(model, params), "text only": Ours(context)}
+    stock = Stock(model, params)
+    runs: dict[str, Stock | Ours] = {"stock again": Stock(model, params), "text only": Ours(context)}
     runs |= {f"{n} tile{'s'[: n > 1]}": Ours(context, image) for n, image in images.items()}
     bandwidth = read_bandwidth(params.n_threads)
-    tokens = take_turns(runs, rounds, params.n_threads, generate_some)
-    prompts = take_turns(runs, prompt_rounds, params.n_threads, read_prompt)
+    tokens = take_turns(stock, runs, rounds, params.n_threads, generate_some)
+    prompted = {name: run for name, run in runs.items() if name != "stock again"}
+    prompts = take_turns(stock, prompted, prompt_rounds, params.n_threads, read_prompt)
     sizes = bytes_of_a_token(model)
-    seconds = {name: statistics.median(t) for name, t in tokens["seconds"].items()}
     rows: dict[str, Any] = {}
-    for name in runs:
+    for name, pairs in tokens["pairs"].items():
         n_tiles = int(name.split()[0]) if name[0].isdigit() else 0
         extra = sizes["cross"] + images[n_tiles].n_bytes if n_tiles else 0
-        # in pairs: a round's own stock is the best witness of how fast the machine was in that round
-        ratios = [
-            s * (1 + extra / sizes["text"]) / t
-            for s, t in zip(tokens["seconds"]["stock"], tokens["seconds"][name], strict=True)
-        ]
-        flops = prompt_flops(model, n_tiles)
-        prompt = statistics.median(prompts["seconds"][name])
-        stock_prompt = statistics.median(prompts["seconds"]["stock"])
-        cross_share = flops["cross"] / flops["self"] * stock_prompt
+        ratios = [s * (1 + extra / sizes["text"]) / t for s, t in pairs]
+        second = statistics.median(t for _, t in pairs) / CHUNK
         rows[name] = {
-            "tokens_per_second": 1 / seconds[name],
-            "read_gb_per_second": (sizes["text"] + extra) / seconds[name] / 1e9,
-            "of_bound": statistics.median(ratios),
-            "of_bound_quartiles": [float(q) for q in np.quantile(ratios, [0.25, 0.75])],
-            "prompt_tokens_per_second": N_PROMPT / prompt,
-            "prompt_seconds": prompt,
-            "cross_over_flop_share": (prompt - stock_prompt) / cross_share if n_tiles else None,
-            "seconds": tokens["seconds"][name],
+            "tokens_per_second": 1 / second,
+            "read_gb_per_second": (sizes["text"] + extra) / second / 1e9,
+            "of_bound": spread(ratios),
+            "seconds": pairs,
         }
+        if name in prompted:
+            flops = prompt_flops(model, n_tiles)
+            prompt = statistics.median(t for _, t in prompts["pairs"][name])
+            rows[name] |= {"prompt_seconds": prompt, "prompt_tokens_per_second": N_PROMPT / prompt}
+            if n_tiles:
+                shares = [(t - s) / (s * flops["cross"] / flops["self"]) for s, t in prompts["pairs"][name]]
+                rows[name]["cross_over_flop_share"] = spread(shares)
+            else:
+                rows[name]["prompt_of_stock"] = spread([s / t for s, t in prompts["pairs"][name]])
     python = python_share(Session(context), images[max_tiles])
     return {
         "machine": describe("numpy"),
@@ -145,6 +148,8 @@ def measure(model: Model, params: ContextParams, rounds: int, prompt_rounds: int
         "bytes": {**sizes, **{f"kv of {n} tiles": image.n_bytes for n, image in images.items()}},
         "bandwidth_gb_per_second": bandwidth,
         "cpu_share": {"tokens": tokens["cpu"], "prompts": prompts["cpu"]},
+        "stock_tokens_per_second": CHUNK / statistics.median(s for s, _ in tokens["pairs"]["text only"]),
+        "stock_prompt_tokens_per_second": N_PROMPT / statistics.median(s for s, _ in prompts["pairs"]["text only"]),
         "rows": rows,
         "python": python,
     }
@@ -174,17 +179,23 @@ def bytes_of_a_token(model: Model) -> dict[str, int]:
 
 
 def prompt_flops(model: Model, n_tiles: int) -> dict[str, float]:
-    """Of N_PROMPT tokens: all self-attention layers (keys: half of the prompt), all cross-attention layers."""
+    """Of N_PROMPT tokens: all self-attention layers (keys: half of the prompt), all cross-attention layers.
+
+    The feed-forward part of the last self-attention layer: of one token.
+    """
     text, mmproj = GGUFFile(model.text_path).tensors, GGUFFile(model.mmproj_path).tensors
     width, n_positions = model.n_embd, model.image_shape[0]
-    weights = [int(np.prod(t.shape)) for name, t in text.items() if name.startswith("blk.")]
     n_self, n_cross = int(model.hparams["text_n_layer_self"]), len(model.hparams["cross_attention_layers"])
+    weights = [
+        int(np.prod(t.shape)) * (1 if name.startswith(f"blk.{n_self - 1}.ffn_") else N_PROMPT)
+        for name, t in text.items() if name.startswith("blk.")
+    ]  # fmt: skip
     cross = [
         int(np.prod(t.shape)) for name, t in mmproj.items()
         if name.startswith("xattn.") and not name.endswith(("attn_k.weight", "attn_v.weight"))
     ]  # fmt: skip
     return {
-        "self": N_PROMPT * (2 * sum(weights) + n_self * 4 * width * N_PROMPT / 2),
+        "self": 2 * sum(weights) + N_PROMPT * n_self * 4 * width * N_PROMPT / 2,
         "cross": N_PROMPT * (2 * sum(cross) + n_cross * 4 * width * n_tiles * n_positions) if n_tiles else 0.0,
     }
 
@@ -208,32 +219,43 @@ def read_prompt(run: Stock | Ours) -> Callable[[], None]:
 
 
 def take_turns(
-    runs: dict[str, Stock | Ours], rounds: int, n_threads: int, prepare: Callable[[Stock | Ours], Callable[[], None]]
+    stock: Stock,
+    others: dict[str, Stock | Ours],
+    rounds: int,
+    n_threads: int,
+    prepare: Callable[[Stock | Ours], Callable[[], None]],
 ) -> dict[str, Any]:
-    """Seconds by name and round, a token's or a prompt's; and the CPU time that we had of what we asked for.
+    """By name and round the seconds of stock's two turns beside it (their mean) and its own; and the CPU time we had.
 
-    A round in which another program had the processor is measured again, up to three times as many rounds.
+    CPU time: the least share in a turn of what we asked for. A round in which another program had the processor is
+    measured again, up to twice as many rounds.
     """
-    per = CHUNK if prepare is generate_some else 1
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    kept: list[tuple[float, dict[str, float]]] = []
-    for i in range(1 + 3 * rounds):
+    draw = random.Random(0)
+    kept: list[tuple[float, dict[str, tuple[float, float]]]] = []
+    for i in range(1 + 2 * rounds):
         if sum(cpu > 0.95 for cpu, _ in kept) >= rounds:
             break
-        times, cpu = {}, 1.0
-        for name, run in runs.items():
+        order = draw.sample(list(others), len(others))
+        turns = [stock, *(run for name in order for run in (others[name], stock))]
+        seconds, cpu = [], 1.0
+        for run in turns:
             go = prepare(run)
-            c0, t0 = sum(os.times()[:2]), time.perf_counter()
+            c0, t0 = time.process_time(), time.perf_counter()
             go()
-            times[name] = (time.perf_counter() - t0) / per
-            cpu = min(cpu, (sum(os.times()[:2]) - c0) / (times[name] * per) / n_threads)
+            seconds.append(time.perf_counter() - t0)
+            cpu = min(cpu, (time.process_time() - c0) / seconds[-1] / n_threads)
+        pairs = {name: ((seconds[2 * j] + seconds[2 * j + 2]) / 2, seconds[2 * j + 1]) for j, name in enumerate(order)}
         if i:  # the first one warms up
-            kept.append((cpu, times))
-    kept.sort(key=lambda pair: -pair[0])
-    for _, times in kept[:rounds]:
-        for name, t in times.items():
-            seconds[name].append(t)
-    return {"seconds": seconds, "cpu": [cpu for cpu, _ in kept[:rounds]]}
+            kept.append((cpu, pairs))
+    kept.sort(key=lambda one: -one[0])
+    del kept[rounds:]
+    return {"pairs": {name: [pairs[name] for _, pairs in kept] for name in others}, "cpu": [cpu for cpu, _ in kept]}
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, its standard error (as of normal values with these quartiles), quartiles."""
+    low, middle, high = (float(q) for q in np.quantile(values, [0.25, 0.5, 0.75]))
+    return {"median": middle, "error": 1.2533 * (high - low) / 1.349 / len(values) ** 0.5, "low": low, "high": high}
 
 
 def read_bandwidth(n_threads: int, n_bytes: int = 1 << 30) -> float:
@@ -295,18 +317,29 @@ def report(r: dict[str, Any]) -> None:
         f"{r['text']} + {r['mmproj']}, picture in {r['cross_kv_type']}, {r['threads']} threads; a token reads: {sizes}"
     )
     print(f"memory read by {r['threads']} threads: {r['bandwidth_gb_per_second']:.1f} GB/s")
+    stock = r["stock_tokens_per_second"]
+    print(
+        f"{'stock':11} {stock:6.2f} t/s ({stock * r['bytes']['text'] / 1e9:5.1f} GB/s)   "
+        f"pp{N_PROMPT} {r['stock_prompt_tokens_per_second']:6.1f} t/s"
+    )
     for name, row in r["rows"].items():
-        low, high = row["of_bound_quartiles"]
-        cross = row["cross_over_flop_share"]
-        print(
-            f"{name:10} {row['tokens_per_second']:6.2f} t/s ({row['read_gb_per_second']:5.1f} GB/s)  of the bound "
-            f"{row['of_bound']:.3f} [{low:.3f}, {high:.3f}]  pp{N_PROMPT} {row['prompt_tokens_per_second']:6.1f} t/s"
-            + (f"  cross attention / its FLOP share {cross:.2f}" if cross is not None else "")
-        )
+        line = f"{name:11} {row['tokens_per_second']:6.2f} t/s ({row['read_gb_per_second']:5.1f} GB/s)"
+        line += f"  of the bound {shown(row['of_bound'])}"
+        if "prompt_seconds" in row:
+            line += f"  pp{N_PROMPT} {row['prompt_tokens_per_second']:6.1f} t/s"
+        if "prompt_of_stock" in row:
+            line += f", of stock {shown(row['prompt_of_stock'])}"
+        if "cross_over_flop_share" in row:
+            line += f"  cross attention / its FLOP share {shown(row['cross_over_flop_share'])}"
+        print(line)
     python = r["python"]
     print(f"Python's share of a token: {100 * python['share']:.2f} % ({python['ms']:.3f} ms)")
     worst = {name: min(shares) for name, shares in r["cpu_share"].items()}
     print("share of the CPU time asked for, worst round: " + ", ".join(f"{k} {v:.2f}" for k, v in worst.items()))
+
+
+def shown(s: dict[str, float]) -> str:
+    return f"{s['median']:.3f} ± {s['error']:.3f} [{s['low']:.3f}, {s['high']:.3f}]"
 
 
 if __name__ == "__main__":
