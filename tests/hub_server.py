@@ -212,7 +212,7 @@ def run_program(hub: Hub, home: Path, *arguments: object, **environment: str) ->
     }
     command = [sys.executable, "-m", "pyvllama.cli.main", *map(str, arguments)]
     done = subprocess.run(
-        command, env=clean | ours | environment, input="", capture_output=True, text=True, timeout=120, check=False
+        command, env=clean | ours | environment, input="", capture_output=True, text=True, timeout=300, check=False
     )
     assert "Traceback" not in done.stderr, done.stderr
     return done

@@ -26,7 +26,7 @@ N_CTX = SMALL["n_ctx"]
 GREEDY = {"temperature": 0}
 ANSWER = "A yellow ring at the bottom left and an orange triangle at the bottom right."
 """To "Describe the image.", of the fixture `picture`."""
-READY_S = 60
+READY_S = 180
 
 
 @contextlib.contextmanager

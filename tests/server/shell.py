@@ -24,7 +24,7 @@ from pyvllama.server.request_log import log_fields
 from pyvllama.server.settings import Settings
 
 SMALL = {"n_ctx": 2048, "n_threads": 1, "parallel": 4, "grace_s": 5.0}
-READY_S = 60.0
+READY_S = 180.0
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ N_EXAMPLES = 20
 @pytest.fixture(scope="module")
 def document():
     with serving(aliases=(NAME,)) as running:
-        yield schemathesis.openapi.from_url(f"{running.url}/openapi.json").include(path_regex="^/api/")
+        yield schemathesis.openapi.from_url(f"{running.url}/openapi.json", timeout=120).include(path_regex="^/api/")
 
 
 def test_every_operation_is_tried(document):

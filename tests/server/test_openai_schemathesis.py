@@ -35,7 +35,7 @@ FEW = hypothesis.settings(
 @pytest.fixture(scope="module")
 def api(server):
     load_all_checks()
-    return schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+    return schemathesis.openapi.from_url(f"{server.url}/openapi.json", timeout=120)
 
 
 def answers_to(operation, mode, change, **validation) -> Counter:

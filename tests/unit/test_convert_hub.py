@@ -31,7 +31,7 @@ def run(hub, tmp_path):
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
         env = clean | {"HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1"}
         command = [sys.executable, "-m", "pyvllama.cli.main", "convert", *arguments]
-        done = subprocess.run(command, env=env | environment, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(command, env=env | environment, capture_output=True, text=True, timeout=300, check=False)
         return done.returncode, done.stdout + done.stderr
 
     return call
