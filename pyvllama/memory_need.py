@@ -168,7 +168,7 @@ def _text_weights(text: GGUFFile) -> tuple[int, int]:
     for name, tensor in text.tensors.items():
         if name == "token_embd.weight" and "output.weight" in text.tensors:
             continue
-        if len(tensor.shape) == 2 and repacks(tensor.type, tensor.shape[1], tensor.shape[0]):  # noqa: PLR2004
+        if len(tensor.shape) == 2 and repacks(tensor.type, tensor.shape[1], tensor.shape[0]):
             copied += tensor.n_bytes
         else:
             mapped += tensor.n_bytes
