@@ -8,6 +8,7 @@ import click
 
 from pyvllama.context import KV_TYPES, MAX_N_THREADS
 from pyvllama.loading import DEFAULT_N_CTX
+from pyvllama.model import CROSS_KV_TYPES
 
 __all__ = ["load_options", "output_directory", "threads_option"]
 
@@ -34,7 +35,7 @@ def threads_option(default: str) -> Callable[[Command], Command]:
 
 
 def load_options(n_ctx: int = DEFAULT_N_CTX) -> Callable[[Command], Command]:
-    """What loads a model: mmproj, text_type, ctx_size (`n_ctx` by default), kv_type and where it computes."""
+    """What loads a model: mmproj, text_type, ctx_size (`n_ctx` by default), both types of keys, where it computes."""
 
     def decorate(command: Command) -> Command:
         options = (
@@ -45,6 +46,8 @@ def load_options(n_ctx: int = DEFAULT_N_CTX) -> Callable[[Command], Command]:
                          help="Positions of the context."),
             click.option("--kv-type", type=click.Choice(list(KV_TYPES)), default="f16", show_default=True,
                          help="Type of the context's keys and values; q8_0 takes half the memory."),
+            click.option("--cross-kv-type", type=click.Choice(list(CROSS_KV_TYPES)), default="f16", show_default=True,
+                         help="Type of the pictures' keys and values; q8_0 takes three quarters of the memory."),
             threads_option("physical cores"),
             click.option("-ngl", "--gpu-layers", type=int, default=0, show_default=True,
                          help="Text layers on the GPU, -1 for all; any but 0 also puts the vision part there."),

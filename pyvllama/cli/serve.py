@@ -9,7 +9,6 @@ import click
 from pyvllama.cli import ui
 from pyvllama.cli.options import load_options
 from pyvllama.locate import as_path
-from pyvllama.model import CROSS_KV_TYPES
 from pyvllama.resolve import resolve
 from pyvllama.server.settings import DEFAULT_PORT, OLLAMA_PORT, Settings, read_api_keys
 
@@ -65,8 +64,6 @@ _MODELS = (
                  help="Unload a model so long after its last use, e.g. 5m. Default: never."),
     click.option("--max-models", type=click.IntRange(min=1), default=1, show_default=True,
                  help="Models in memory at a time."),
-    click.option("--cross-kv-type", type=click.Choice(list(CROSS_KV_TYPES)), default="f16", show_default=True,
-                 help="Type of the pictures' keys and values."),
     click.option("--image-cache", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
                  help="Keep encoded pictures in files there, for the next time."),
 )  # fmt: skip

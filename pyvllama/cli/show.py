@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from pyvllama.cli import ui
+from pyvllama.cli.fit import examine_fit, fit_options, print_fit
 from pyvllama.errors import FormatError
 from pyvllama.gguf_file import GGUFFile, pairing_hash
 from pyvllama.inventory import inventory
@@ -18,10 +19,13 @@ from pyvllama.types import Pair
 __all__ = ["show"]
 
 
-def describe(model: str | None, mmproj: str | None) -> dict[str, Any]:
-    """What `show` prints, as a JSON object. Sizes in bytes."""
+def _find(model: str | None, mmproj: str | None) -> Pair:
     with ui.bytes_progress() as progress:
-        pair = _kept(model, mmproj) or resolve(model, mmproj, progress=progress, note=ui.note)
+        return _kept(model, mmproj) or resolve(model, mmproj, progress=progress, note=ui.note)
+
+
+def describe(pair: Pair) -> dict[str, Any]:
+    """What `show` prints, as a JSON object. Sizes in bytes."""
     text, vision = GGUFFile(pair.text), GGUFFile(pair.mmproj)
     check_text(text)
     t, v = text.metadata, vision.metadata
@@ -76,16 +80,27 @@ def _contents(file: GGUFFile) -> dict[str, Any]:
 @click.command()
 @click.argument("model", required=False)
 @click.option("--mmproj", type=click.Path(), help="The mmproj file, if it is not beside the text file.")
+@click.option("--fit", is_flag=True, help="Also how much memory a chat needs at most, and whether this machine has it.")
+@fit_options
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
-def show(model: str | None, mmproj: str | None, as_json: bool) -> None:
+def show(
+    model: str | None, mmproj: str | None, fit: bool, ctx_size: int, kv_type: str, cross_kv_type: str, as_json: bool
+) -> None:
     """Show what is in a model, without loading it. MODEL is anything that `run` takes.
+
+    --fit predicts the largest resident set of a chat with one large picture, on the CPU, and says which options make it
+    fit if it does not.
 
     \b
     pyvllama show models
+    pyvllama show models --fit --ctx-size 16384
     pyvllama show Llama-3.2-11B-Vision-Instruct-Q4_K_M          a name that `pyvllama list` shows
     pyvllama show models/Llama-3.2-11B-Vision-Instruct-Q4_K_M.gguf --json
     """  # noqa: D301  click wants the character itself
-    d = describe(model, mmproj)
+    pair = _find(model, mmproj)
+    d = describe(pair)
+    if fit:
+        d["fit"] = examine_fit(pair, ctx_size, kv_type, cross_kv_type)
     if as_json:
         click.echo(json.dumps(d, indent=2))
         return
@@ -105,6 +120,11 @@ def show(model: str | None, mmproj: str | None, as_json: bool) -> None:
     ]  # fmt: skip
     for label, value in lines:
         click.echo(f"{label:8}{value}")
+    if fit:
+        click.echo("")
+        print_fit(d["fit"])
+        if d["fit"]["available"] is not None:
+            click.echo("It fits." if d["fit"]["fits"] else f"It does not fit: {d['fit']['problem']}")
 
 
 def _size(part: dict[str, Any]) -> str:

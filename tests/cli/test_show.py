@@ -7,6 +7,10 @@ import pytest
 from refusals import assert_misused, assert_refused
 from tiny_configs import CONFIGS
 
+from pyvllama.cli import fit
+from pyvllama.memory_need import Settings, memory_need, read_sizes
+from pyvllama.types import Pair
+
 CONFIG = CONFIGS["two_tiles"]
 
 
@@ -58,6 +62,33 @@ def test_for_people(cli, pair):
     assert "None" not in result.stdout
     for words in ("4 self-attention layers", "8 heads", "cross-attention layers 3", "tiles of 28 x 28 pixels"):
         assert words in result.stdout
+
+
+def test_fit(cli, pair, monkeypatch):
+    """The need of a chat; that it is right is tested in test_memory_need.py."""
+    monkeypatch.setattr(fit, "available_memory", lambda: 64 << 30)
+    got = shown(cli, pair.text, "--fit", "--ctx-size", "1024", "--kv-type", "q8_0", "--cross-kv-type", "f32")
+    sizes = read_sizes(Pair(pair.text, pair.mmproj))
+    need = memory_need(sizes, Settings(1024, "q8_0", "f32"))
+    assert got["fit"]["need_total"] == need.total == sum(got["fit"]["need"].values())
+    assert got["fit"]["phases"][need.peak] == need.total == max(got["fit"]["phases"].values())
+    assert got["fit"]["fits"] is True and got["fit"]["options"] == []
+    assert "fit" not in shown(cli, pair.text)
+    lines = cli("show", pair.text, "--fit").stdout.splitlines()
+    assert lines[-1] == "It fits." and any(line.startswith("  context of 4096 (f16)") for line in lines)
+
+
+def test_what_does_not_fit(cli, pair, monkeypatch):
+    small = memory_need(read_sizes(Pair(pair.text, pair.mmproj)), Settings(1024)).total
+    monkeypatch.setattr(fit, "available_memory", lambda: int(1.06 * small))
+    result = cli("show", pair.text, "--fit", "--ctx-size", "1000000")
+    assert result.exit_code == 0
+    last = result.stdout.splitlines()[-1]
+    assert last.startswith(f"It does not fit: {pair.text.name} needs ") and "try --ctx-size " in last
+    monkeypatch.setattr(fit, "available_memory", lambda: 1 << 20)
+    assert "it fits with no setting" in cli("show", pair.text, "--fit").stdout
+    monkeypatch.setattr(fit, "available_memory", lambda: None)
+    assert "fit." not in cli("show", pair.text, "--fit").stdout, "unknown on this system"
 
 
 def test_a_graft_is_called_one(cli, tiny_checkpoint, tmp_path, pair):

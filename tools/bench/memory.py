@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
-"""Peak memory of a chat with a picture of four tiles, and its speed inside a limit.
+"""Peak memory of a chat with a picture, beside what `pyvllama show --fit` predicts, and its speed inside a limit.
 
-    tools/bench/memory.py MODEL [--mmproj FILE] [--n-ctx 4096] [--cross-kv-type f16] [--threads 2] [--tokens 16]
-                          [--limit 8G] [--json FILE]
+    tools/bench/memory.py MODEL [--mmproj FILE] [--n-ctx 4096] [--kv-type f16] [--cross-kv-type f16] [--tiles 4]
+                          [--words 600] [--pictures 1] [--threads 2] [--tokens 16] [--limit 8G] [--json FILE]
 
-A process of its own loads MODEL, encodes a picture, reads a prompt and generates. With --limit it is done a second time
-inside a memory cgroup without swap (v2 or v1, needs root), and the speeds are compared; where there is no such cgroup,
-under a limit of the address space (RLIMIT_AS), mapped files included, which is harder. The page cache is dropped before
-each run where that is allowed: pages that another process has brought into memory would not count.
+A process of its own loads MODEL (or `pocket`, the bundled model), encodes a picture, reads a prompt that fills a batch
+and generates. The prediction is of a full context and one picture: with --words it is filled, with --pictures more
+pictures follow in later turns. With --limit it is done a second time inside a memory cgroup without swap (v2 or v1,
+needs root), and the speeds are compared; where there is no such cgroup, under a limit of the address space (RLIMIT_AS),
+mapped files included, which is harder. The page cache is dropped before each run where that is allowed: pages that
+another process has brought into memory would not count.
 """
 
 from __future__ import annotations
@@ -34,7 +36,11 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--mmproj")
     parser.add_argument("--n-ctx", type=int, default=4096)
+    parser.add_argument("--kv-type", default="f16")
     parser.add_argument("--cross-kv-type", default="f16")
+    parser.add_argument("--tiles", type=int, choices=(1, 2, 4), default=4)
+    parser.add_argument("--words", type=int, default=600, help="Of the prompt, about a token each.")
+    parser.add_argument("--pictures", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--limit", help="Bytes, or with K, M, G: powers of 1024.")
@@ -44,8 +50,10 @@ def main() -> None:
     if args.child:
         print(json.dumps(chat(args)))
         return
-    result: dict[str, Any] = {"machine": describe(), "model": Path(args.model).name, "runs": {}}
-    result["runs"]["free"] = run()
+    result: dict[str, Any] = {"machine": describe(), "model": Path(args.model).name, "predicted": predict(args)}
+    result["runs"] = {"free": run()}
+    if "failed" not in result["runs"]["free"]:
+        result["predicted_over_measured"] = result["predicted"]["total"] / result["runs"]["free"]["at_the_end"]["peak"]
     if args.limit:
         n_bytes = parse_size(args.limit)
         with limited(n_bytes) as (how, enter, read_back):
@@ -59,6 +67,20 @@ def main() -> None:
     report(result)
 
 
+def predict(args: argparse.Namespace) -> dict[str, Any]:
+    """What `pyvllama show --fit` says."""
+    from pyvllama.memory_need import Settings, memory_need, read_sizes
+    from pyvllama.resolve import resolve
+
+    pair = resolve(name_of(args.model), args.mmproj)
+    need = memory_need(read_sizes(pair), Settings(args.n_ctx, args.kv_type, args.cross_kv_type))
+    return {"total": need.total, "peak": need.peak, "parts": dict(need.parts)}
+
+
+def name_of(model: str) -> str | None:
+    return None if model == "pocket" else model
+
+
 def chat(args: argparse.Namespace) -> dict[str, Any]:
     """What the process does that is measured."""
     import numpy as np
@@ -67,20 +89,29 @@ def chat(args: argparse.Namespace) -> dict[str, Any]:
 
     start = time.perf_counter()
     with pyvllama.load(
-        args.model, args.mmproj, n_ctx=args.n_ctx, cross_kv_type=args.cross_kv_type, n_threads=args.threads
+        name_of(args.model),
+        args.mmproj,
+        n_ctx=args.n_ctx,
+        kv_type=args.kv_type,
+        cross_kv_type=args.cross_kv_type,
+        n_threads=args.threads,
     ) as llm:
         load_s = time.perf_counter() - start
         after_load = memory()
-        size = 2 * llm.model.preprocessor.tile_size
-        picture = np.random.default_rng(1).integers(0, 256, (size, size, 3), np.uint8)
+        tile = llm.model.preprocessor.tile_size
+        rows, columns = {1: (1, 1), 2: (1, 2), 4: (2, 2)}[args.tiles]
+        noise = np.random.default_rng(1)
+        words = "word " * max(1, min(args.words, args.n_ctx - 100))
         ends = dict.fromkeys(llm.model.tokenizer.eog, -100)  # goes on to max_tokens
-        messages = [
-            {
-                "role": "user",
-                "content": [{"type": "image", "image": picture}, {"type": "text", "text": "What is this?"}],
-            }
-        ]
-        timings = llm.chat(messages, max_tokens=args.tokens, temperature=0, logit_bias=ends)["timings"]
+        messages: list[dict[str, Any]] = []
+        for text in [words] + ["And this?"] * (args.pictures - 1):
+            picture = noise.integers(0, 256, (rows * tile, columns * tile, 3), np.uint8)
+            content = [{"type": "image", "image": picture}, {"type": "text", "text": text}]
+            messages.append({"role": "user", "content": content})
+            answer = llm.chat(messages, max_tokens=args.tokens, temperature=0, logit_bias=ends)
+            messages.append(answer["choices"][0]["message"])
+            if text == words:
+                timings = answer["timings"]
         return {
             "load_s": load_s,
             "image_s": timings["image_encode_ms"] / 1000,
@@ -158,6 +189,12 @@ def report(result: dict[str, Any]) -> None:
             f"{r['prompt_s']:.1f} s, {r['tokens_per_second']:.2f} t/s"
             + (f"; cgroup's peak {r['cgroup_peak'] / 1e9:.2f} GB" if "cgroup_peak" in r else "")
         )
+    predicted = result["predicted"]
+    print(f"predicted    peak {predicted['total'] / 1e9:.2f} GB, while {predicted['peak']}:")
+    for name, n_bytes in predicted["parts"].items():
+        print(f"             {name:32} {n_bytes / 1e6:8.1f} MB")
+    if "predicted_over_measured" in result:
+        print(f"predicted / measured (free): {result['predicted_over_measured']:.3f}")
     if "speed_inside" in result:
         print(f"speed inside the limit / free: {result['speed_inside']:.2f}")
 
