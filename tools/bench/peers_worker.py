@@ -205,7 +205,7 @@ def mistralrs_gguf(job: Job) -> Peer:
 
 
 def _mistralrs(job: Job, m: Any, which: Any, isq: str | None, pictures: bool) -> Peer:
-    runner = m.Runner(which=which, in_situ_quant=isq, max_seqs=1, prefix_cache_n=0, token_source="none", seed=0)
+    runner = m.Runner(which=which, in_situ_quant=isq, max_seqs=1, prefix_cache_n=0, token_source="none")
 
     def ask(messages: list[dict[str, Any]]) -> dict[str, Any]:
         request = m.ChatCompletionRequest(model="default", messages=messages, max_tokens=job.tokens, temperature=0.0)
