@@ -5,6 +5,7 @@ Special tokens (`<|image|>`, `<|eot_id|>`, ...) steer the model, so text never b
 
 import ctypes
 import functools
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
@@ -137,7 +138,9 @@ class Tokenizer:
         return bool(llama_cpp.llama_vocab_get_attr(self._open, token) & llama_cpp.LLAMA_TOKEN_ATTR_UNUSED)
 
     def _tokens_with(self, predicate: Any) -> Iterable[int]:
-        return (token for token in range(self.n_tokens) if predicate(self._open, token))
+        # no loop of Python's own: a real vocabulary has 128 thousand tokens, and a program waits for it at its start
+        tokens = range(self.n_tokens)
+        return itertools.compress(tokens, map(predicate, itertools.repeat(self._open), tokens))
 
     @staticmethod
     def _or_none(token: int) -> int | None:

@@ -11,7 +11,6 @@ import click
 
 import pyvllama
 from pyvllama.cli import ui
-from pyvllama.cli.chat.loop import chat_loop
 from pyvllama.cli.chat.thumbnail import PROTOCOLS
 from pyvllama.cli.options import load_options
 from pyvllama.cli.sampling import sampling_options
@@ -166,6 +165,8 @@ def run(
         if llm.model.is_graft:
             ui.note("The mmproj was made with another text model of the same shapes: its eyes are grafted on.")
         if prompt is None:
+            from pyvllama.cli.chat.loop import chat_loop  # noqa: PLC0415  takes a while; one answer needs none of it
+
             chat_loop(
                 llm,
                 system=system,
