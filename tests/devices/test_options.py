@@ -127,7 +127,7 @@ def test_run(devices, pocket_pair, messages, expected, option, monkeypatch):
     load = pyvllama.load
     monkeypatch.setattr(pyvllama, "load", lambda *a, **k: seen.append(load(*a, **k)) or seen[-1])
     image = messages[0]["content"][0]["image_url"]["url"]
-    arguments = ["run", pocket_pair.text, "-i", image, "--json", "--temperature", 0, "-n", 24, "-ngl", -1, option]
+    arguments = ["run", pocket_pair.text, "-i", image, "--json", "--temperature", 0, "--max-tokens", 24, "-ngl", -1, option]
     result = CliRunner().invoke(main, [str(a) for a in [*arguments, "-t", 1, "Describe the image."]])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["text"] == expected[1]
