@@ -352,7 +352,23 @@ static void test_restore() {
     }
 }
 
+// What is told of memory without computing anything is what computing takes.
+static void test_plan() {
+    const fixture f("plan", true, true);
+    const int n_tiles = f.sizes.max_tiles;
+    const auto pixels = noise((size_t) n_tiles * 3 * f.sizes.image * f.sizes.image, 1);
+    encode_stats stats;
+    f.model->encode(pixels.data(), n_tiles, 3, nullptr, &stats, nullptr);  // 2 x 2 tiles
+    const memory_plan plan = f.model->plan();
+    CHECK(plan.compute_bytes == stats.compute_bytes);
+    const weight_bytes & w = plan.weights;
+    CHECK(w.mapped_cross + w.mapped_tower == f.model->weights()->mapped_bytes());
+    CHECK(w.copied_cross + w.copied_tower <= f.model->weights()->device_bytes());
+    CHECK(w.mapped_cross > 0 && w.mapped_tower > 0 && w.copied_tower > 0);
+}
+
 int main() {
+    test_plan();
     test_padding();
     test_restore();
     test_hook();
