@@ -49,10 +49,13 @@ decode_hook::decode_hook(std::shared_ptr<const mllama_weights> weights, attentio
                          std::function<void()> poll)
     : weights_(std::move(weights)),
       form_(form),
+      max_threads_(n_threads),
+      threadpool_(new_threadpool(n_threads)),
       backend_(weights_->dev().new_backend(n_threads)),
       poll_(std::move(poll)),
       rows_done_(weights_->cross.size(), 0),
       scratch_(ggml_gallocr_new(weights_->dev().default_buft())) {
+    set_threadpool(backend_.get(), threadpool_.get());
     for (size_t j = 0; j < weights_->cross.size(); ++j) {
         cross_after_[weights_->cross[j].il_after].push_back(j);
     }
@@ -61,7 +64,7 @@ decode_hook::decode_hook(std::shared_ptr<const mllama_weights> weights, attentio
 decode_hook::~decode_hook() = default;
 
 void decode_hook::set_n_threads(int n_threads) {
-    pyvllama::set_n_threads(backend_.get(), n_threads);
+    pyvllama::set_n_threads(backend_.get(), std::min(n_threads, max_threads_));
 }
 
 void decode_hook::begin(std::vector<int32_t> row_group, std::vector<image_group> groups) {
