@@ -12,6 +12,7 @@
 using namespace pyvllama;
 
 static std::atomic<long> n_allocations{ 0 };
+static void (*volatile release)(void *) = std::free;  // called directly, GCC 12 takes it for a mistake
 
 void * operator new(size_t n) {
     ++n_allocations;
@@ -26,19 +27,19 @@ void * operator new[](size_t n) {
 }
 
 void operator delete(void * p) noexcept {
-    std::free(p);
+    release(p);
 }
 
 void operator delete[](void * p) noexcept {
-    std::free(p);
+    release(p);
 }
 
 void operator delete(void * p, size_t) noexcept {
-    std::free(p);
+    release(p);
 }
 
 void operator delete[](void * p, size_t) noexcept {
-    std::free(p);
+    release(p);
 }
 
 int main() {
