@@ -383,7 +383,8 @@ NB_MODULE(_native, m) {
             [](decode_hook * self, const mmproj & m, int n_threads) {
                 new (self) decode_hook(m.weights(), n_threads, poll_signals);
             },
-            "mmproj"_a, nb::kw_only(), "n_threads"_a = 1, "Of images that this mmproj encoded; n_threads: on the CPU.")
+            "mmproj"_a, nb::kw_only(), "n_threads"_a = 1,
+            "Of images that this mmproj encoded; n_threads: on the CPU, the most that set_n_threads will ask for.")
         .def_prop_ro(
             "cb_eval", [](const decode_hook &) { return (uintptr_t) &decode_hook::cb_eval; },
             "Address for llama_context_params.cb_eval.")
@@ -393,6 +394,10 @@ NB_MODULE(_native, m) {
         .def_prop_ro(
             "user_data", [](const decode_hook & self) { return (uintptr_t) &self; },
             "Address for cb_eval_user_data and abort_callback_data; valid while this object lives.")
+        .def_prop_ro(
+            "threadpool", [](const decode_hook & self) { return (uintptr_t) self.threadpool(); },
+            "Address for llama_attach_threadpool, 0 if there is none; valid while this object lives. The context's "
+            "thread counts must not exceed n_threads.")
         .def("begin", &decode_hook::begin, "row_group"_a, "groups"_a,
              "Say what the rows of the next llama_decode see.\n\n"
              "Args:\n"
@@ -406,7 +411,8 @@ NB_MODULE(_native, m) {
              "    BackendError: a block failed, or rows were missed. KeyboardInterrupt and others that arose "
              "meanwhile.\n"
              "    The batch's rows must then be removed from the KV cache.")
-        .def("set_n_threads", &decode_hook::set_n_threads, "n_threads"_a, "CPU threads for cross-attention.")
+        .def("set_n_threads", &decode_hook::set_n_threads, "n_threads"_a,
+             "CPU threads for cross-attention, at most those of the constructor.")
         .def("interrupt", &decode_hook::interrupt, "on"_a,
              "From any thread: while it is on, a running llama_decode ends soon (on the CPU), and end() raises "
              "Cancelled.")

@@ -54,7 +54,11 @@ struct decode_hook::block {
 };
 
 decode_hook::decode_hook(std::shared_ptr<const mllama_weights> weights, int n_threads, std::function<void()> poll)
-    : weights_(std::move(weights)), poll_(std::move(poll)), rows_done_(weights_->cross.size(), 0) {
+    : weights_(std::move(weights)),
+      max_threads_(n_threads),
+      threadpool_(new_threadpool(n_threads)),
+      poll_(std::move(poll)),
+      rows_done_(weights_->cross.size(), 0) {
     for (size_t j = 0; j < weights_->cross.size(); ++j) {
         cross_after_[weights_->cross[j].il_after].push_back(j);
         const device & dev = weights_->cross_dev(j);
@@ -62,6 +66,7 @@ decode_hook::decode_hook(std::shared_ptr<const mllama_weights> weights, int n_th
         if (!on) {
             on = std::make_unique<site>();
             on->backend = dev.new_backend(n_threads);
+            set_threadpool(on->backend.get(), threadpool_.get());
             on->scratch.reset(ggml_gallocr_new(dev.default_buft()));
         }
     }
@@ -71,7 +76,7 @@ decode_hook::~decode_hook() = default;
 
 void decode_hook::set_n_threads(int n_threads) {
     for (const auto & entry : sites_) {
-        pyvllama::set_n_threads(entry.second->backend.get(), n_threads);
+        pyvllama::set_n_threads(entry.second->backend.get(), std::min(n_threads, max_threads_));
     }
 }
 

@@ -32,7 +32,7 @@ struct hook_stats {
 class decode_hook {
   public:
     // poll, if given, is called at most every 100 ms while llama.cpp computes on the CPU; what it throws ends the
-    // computation and is rethrown by end().
+    // computation and is rethrown by end(). n_threads: most that set_n_threads may ask for.
     decode_hook(std::shared_ptr<const mllama_weights> weights, int n_threads, std::function<void()> poll);
     ~decode_hook();
     decode_hook(const decode_hook &) = delete;
@@ -55,6 +55,10 @@ class decode_hook {
     void interrupt(bool on) { interrupted_ = on; }
 
     void set_n_threads(int n_threads);
+
+    // What it computes with on the CPU, for llama_attach_threadpool; nullptr if there is none. It must outlive the
+    // context, whose own thread counts must not exceed the hook's.
+    ggml_threadpool_t threadpool() const { return threadpool_.get(); }
     const hook_stats & stats() const { return stats_; }
 
     // llama_context_params.cb_eval and abort_callback; user_data is the hook. Never throw.
@@ -74,6 +78,8 @@ class decode_hook {
     void allocate(block & b);
 
     std::shared_ptr<const mllama_weights> weights_;
+    const int max_threads_;
+    threadpool_ptr threadpool_;
     std::map<ggml_backend_dev_t, std::unique_ptr<site>> sites_;
     std::function<void()> poll_;
     std::shared_ptr<importance_collector> collector_;

@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "errors.h"
+#include "ggml-cpu.h"
 
 #ifdef __linux__
 #include <sys/mman.h>
@@ -14,6 +15,10 @@
 namespace pyvllama {
 
 namespace {
+
+// How long threads look for more work before they sleep: some milliseconds, as there are between the pieces of a
+// token's graph and between tokens. ggml's own 50 is a tenth of a second and more.
+constexpr uint32_t POLL = 2;
 
 template <typename F>
 F cpu_function(const char * name) {
@@ -138,6 +143,29 @@ void set_n_threads(ggml_backend_t backend, int n_threads) {
     }
     if (auto set = cpu_function<ggml_backend_set_n_threads_t>("ggml_backend_set_n_threads")) {
         set(backend, n_threads);
+    }
+}
+
+void threadpool_deleter::operator()(ggml_threadpool_t pool) const {
+    cpu_function<decltype(&ggml_threadpool_free)>("ggml_threadpool_free")(pool);
+}
+
+threadpool_ptr new_threadpool(int n_threads) {
+    const auto make = cpu_function<decltype(&ggml_threadpool_new)>("ggml_threadpool_new");
+    if (!make || !cpu_function<decltype(&ggml_threadpool_free)>("ggml_threadpool_free")) {
+        return nullptr;
+    }
+    ggml_threadpool_params params = ggml_threadpool_params_default(n_threads);
+    params.poll = POLL;
+    return threadpool_ptr(make(&params));
+}
+
+void set_threadpool(ggml_backend_t backend, ggml_threadpool_t pool) {
+    if (!is_cpu_backend(backend)) {
+        return;
+    }
+    if (auto set = cpu_function<decltype(&ggml_backend_cpu_set_threadpool)>("ggml_backend_cpu_set_threadpool")) {
+        set(backend, pool);
     }
 }
 

@@ -1,6 +1,7 @@
 // A ggml device: which one, where its weights go, and backends (streams, thread counts) on it.
 #pragma once
 
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -46,6 +47,19 @@ void advise_huge_pages(ggml_backend_buffer_t buffer);
 
 // Sets the CPU backend's thread count; does nothing on other backends.
 void set_n_threads(ggml_backend_t backend, int n_threads);
+
+// Threads that backends of the CPU, ours and those of llama.cpp's contexts, compute with in turn. Without them ggml,
+// where it is built without OpenMP, starts and ends threads for every piece of a graph that is computed.
+struct threadpool_deleter {
+    void operator()(ggml_threadpool_t pool) const;
+};
+using threadpool_ptr = std::unique_ptr<ggml_threadpool, threadpool_deleter>;
+
+// For graphs computed by at most n_threads. nullptr where ggml has no such thing.
+threadpool_ptr new_threadpool(int n_threads);
+
+// From now on the CPU backend computes with these threads; does nothing on other backends.
+void set_threadpool(ggml_backend_t backend, ggml_threadpool_t pool);
 
 // Called between graph nodes on the CPU (not on other backends); returning true aborts the computation.
 void set_abort_callback(ggml_backend_t backend, ggml_abort_callback callback, void * data);

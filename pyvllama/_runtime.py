@@ -19,7 +19,7 @@ from typing import Any
 
 from pyvllama.errors import BackendError
 
-__all__ = ["default_n_threads", "init_backend", "llama_cpp", "native"]
+__all__ = ["attach_threadpool", "default_n_threads", "init_backend", "llama_cpp", "native"]
 
 _log = logging.getLogger("pyvllama.llama_cpp")
 # ggml_log_level; a step lower than its name, for llama.cpp is talkative and what matters is raised as well
@@ -73,6 +73,15 @@ class _LogLines:
 
 
 _log_callback = llama_cpp.llama_log_callback(_LogLines())  # kept alive here: C holds a pointer to it
+
+
+def attach_threadpool(context: Any, threadpool: int) -> None:
+    """Let a llama_context compute with DecodeHook.threadpool, which must outlive it; 0: with threads of its own."""
+    if threadpool:
+        # llama-cpp-python has no name for it
+        attach = llama_cpp.llama_cpp._lib.llama_attach_threadpool
+        attach.argtypes, attach.restype = [ctypes.c_void_p] * 3, None
+        attach(context, threadpool, threadpool)
 
 
 @functools.cache

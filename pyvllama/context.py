@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyvllama._runtime import llama_cpp, native
+from pyvllama._runtime import attach_threadpool, llama_cpp, native
 from pyvllama.errors import BackendError, ConfigError, ContextOverflow
 from pyvllama.model import Model
 
@@ -92,7 +92,7 @@ class Context:
         self.model = model
         self.kv_type = params.kv_type
         self._weights: Any = model.weights.acquire()
-        self._hook: Any = native.DecodeHook(model.mmproj, n_threads=params.n_threads)
+        self._hook: Any = native.DecodeHook(model.mmproj, n_threads=max(params.n_threads, params.n_threads_batch))
         c = llama_cpp.llama_context_default_params()
         c.n_ctx, c.n_seq_max = params.n_ctx, params.n_seq_max
         c.n_batch = min(params.n_batch, params.n_ctx)
@@ -113,6 +113,7 @@ class Context:
                 f"llama.cpp could not create a context of {params.n_ctx} positions: there may be too little memory; "
                 "try a smaller n_ctx"
             )
+        attach_threadpool(self._ctx, self._hook.threadpool)
         self.n_ctx: int = llama_cpp.llama_n_ctx(self._ctx)
         self.n_seq_max = params.n_seq_max
         self.n_batch: int = llama_cpp.llama_n_batch(self._ctx)

@@ -8,6 +8,7 @@ follows from the list alone, so nothing else has to be kept in step with it.
 
 import contextlib
 import ctypes
+import os
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -91,14 +92,18 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp is not looked i
             pair = resolve(model_path, mmproj_path)
             model_path, self._image_options["mmproj_path"] = pair.text, str(pair.mmproj)
             n_threads = options.get("n_threads") or default_n_threads()
+            n_threads_batch = options.get("n_threads_batch") or n_threads
             self._eyes = Eyes(
                 pair,
                 n_gpu_layers=options.get("n_gpu_layers", 0),
-                n_threads=options.get("n_threads_batch") or n_threads,
+                n_threads=n_threads_batch,
                 cross_kv_type=cross_kv_type,
                 cache_bytes=image_cache_bytes,
             )
-            self._hook = native.DecodeHook(self._eyes.mmproj, n_threads=n_threads)
+            # llama_cpp.Llama takes all processors for prompts where the options say nothing
+            self._hook = native.DecodeHook(
+                self._eyes.mmproj, n_threads=max(n_threads, n_threads_batch, os.cpu_count() or 1)
+            )
         super().__init__(str(model_path), **options)
         self._tokenizer = Tokenizer(self._model.vocab)
         self._template: ChatTemplate | None = None
