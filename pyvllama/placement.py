@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from itertools import accumulate
 
-from pyvllama._runtime import native
+from pyvllama._runtime import llama_cpp, native
 
 __all__ = ["Placement", "place"]
 
@@ -38,7 +38,7 @@ def place(n_layers: object, n_gpu_layers: int, *, mmproj_offload: bool, n_tower_
         mmproj_offload: whether the vision tower is to be there, too, on the first GPU.
         n_tower_bytes: how much that takes.
     """
-    found = native.offload_devices() if n_gpu_layers != 0 else []
+    found = native.offload_devices()[: llama_cpp.llama_max_devices()] if n_gpu_layers != 0 else []
     if not found or type(n_layers) is not int or not 0 < n_layers <= _MAX_LAYERS:
         return Placement()  # files that make no sense are refused once they are read
     names, free, handles = zip(*found, strict=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvllama._runtime import llama_cpp
+from pyvllama._runtime import llama_cpp, native
 
 SOURCE = Path(__file__).parent / "cpp" / "fake-device.cpp"
 LIBRARIES = Path(llama_cpp.__file__).parent / "lib"
@@ -54,7 +54,9 @@ class FakeDevices:
 
 
 def build(folder: Path) -> Path:
-    """The library, built by the C++ compiler; the test is skipped where there is none."""
+    """The library, built by the C++ compiler; the test is skipped where there is none, or where there is a GPU."""
+    if native.offload_devices():
+        pytest.skip("there is a GPU, and layers would be put on it")
     compiler = os.environ.get("CXX") or shutil.which("c++")
     if sys.platform != "linux" or compiler is None:
         pytest.skip("fake devices need Linux and a C++ compiler")
@@ -71,7 +73,7 @@ def build(folder: Path) -> Path:
 @contextmanager
 def registered(path: Path) -> Iterator[FakeDevices]:
     """llama.cpp knows the devices as long as this lasts; FAKE0 has three times the memory of FAKE1."""
-    ggml = ctypes.CDLL(str(LIBRARIES / "libggml.so.0"))
+    ggml = ctypes.CDLL("libggml.so.0")  # by its name alone: that which is loaded, not a copy of it
     ggml.ggml_backend_load.restype = ctypes.c_void_p
     os.environ["PYVLLAMA_FAKE_DEVICES"] = "768,256"
     library = ctypes.CDLL(str(path))  # stays loaded: its devices do not die while something may still name them

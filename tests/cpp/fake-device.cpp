@@ -16,6 +16,7 @@
 #include <map>
 #include <memory>
 #include <set>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -342,13 +343,13 @@ void make_device(size_t n_bytes) {
 
 }  // namespace
 
-// What ggml_backend_load calls, once.
+// What ggml_backend_load calls; again, if it was unloaded in between.
 extern "C" ggml_backend_reg_t ggml_backend_init() {
     const char * sizes = getenv("PYVLLAMA_FAKE_DEVICES");
-    for (const char * s = sizes ? sizes : "4096"; devices.empty() || *s; s += *s == ',') {
-        char * end;
-        make_device((size_t) strtoull(s, &end, 10) << 20);
-        s = end;
+    std::stringstream all(sizes ? sizes : "4096");
+    const bool is_first = devices.empty();
+    for (std::string size; is_first && std::getline(all, size, ',');) {
+        make_device((size_t) std::stoull(size) << 20);
     }
     return (ggml_backend_reg_t) &registry;
 }

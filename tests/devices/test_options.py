@@ -127,8 +127,9 @@ def test_run(devices, pocket_pair, messages, expected, option, monkeypatch):
     load = pyvllama.load
     monkeypatch.setattr(pyvllama, "load", lambda *a, **k: seen.append(load(*a, **k)) or seen[-1])
     image = messages[0]["content"][0]["image_url"]["url"]
-    arguments = ["run", pocket_pair.text, "-i", image, "--json", "--temperature", 0, "--max-tokens", 24, "-ngl", -1, option]
-    result = CliRunner().invoke(main, [str(a) for a in [*arguments, "-t", 1, "Describe the image."]])
+    arguments = ["run", pocket_pair.text, "-i", image, "--json", "--temperature", 0, "--max-tokens", 24, "-t", 1]
+    arguments += ["-ngl", -1, option, "Describe the image."]
+    result = CliRunner().invoke(main, [str(a) for a in arguments])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["text"] == expected[1]
     assert seen[0].model.placement.tower == ("cpu" if option.startswith("--no") else "FAKE0")
