@@ -210,7 +210,7 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
             "prompt_s": prompt_s,
             "prompt_per_second": every[0]["prompt_n"] / prompt_s,
             "tokens_per_second": 1 / token_s,
-            "image_s": statistics.median(one.get("image_s", 0.0) for one in every),
+            "image_s": statistics.median(one["image_s"] for one in every) if "image_s" in every[0] else None,
             "seconds": statistics.median(one["seconds"] for one in every),
             "peak": max(what["peak"] for what in several),
             "anonymous": max(what["anonymous"] for what in several),
@@ -251,7 +251,7 @@ def show(result: dict[str, Any]) -> None:
                 print(f"  {step}: failed: {words(what)}")
                 continue
             print(
-                f"  {step:26} {'':7} {what['image_s'] or 0:9.2f} {what['prompt_n']:6} {what['prompt_per_second']:7.1f} "
+                f"  {step:26} {'':7} {picture_s(step, what):>9} {what['prompt_n']:6} {what['prompt_per_second']:7.1f} "
                 f"{what['tokens_per_second']:8.2f} {what['seconds']:7.2f} {what['peak'] / 1e9:8.2f} "
                 f"{what['least_cpu_share']:7.2f}"
             )
@@ -259,6 +259,11 @@ def show(result: dict[str, Any]) -> None:
         print(f"ours / {label}: " + ", ".join(f"{name} {value:.2f}" for name, value in values.items()))
     for name, why in result["skipped"].items():
         print(f"{name}: skipped, {why}")
+
+
+def picture_s(step: str, what: dict[str, Any]) -> str:
+    """Seconds of its encoding, where the peer tells them apart from the prompt's."""
+    return "" if step == "text" else "in prompt" if what["image_s"] is None else f"{what['image_s']:.2f}"
 
 
 def words(failure: dict[str, Any]) -> str:
