@@ -6,6 +6,7 @@ tiles` is what a picture costs before its first token: preprocessing, vision tow
 """
 
 import ctypes
+import os
 import platform
 import statistics
 import sys
@@ -81,12 +82,15 @@ class Benchmark:
         n_params: of both files.
         backend: where it ran, ggml's names of the devices.
         n_threads: on the CPU.
+        kernels: which of our own the CPU runs for pictures: `avx512-bf16`, `avx2`, ..., `ggml`: none.
+        kv_type: of the self-attention cache.
         cross_kv_type: of the picture's keys and values.
         load_ms: from the files' names to a context; files that the system had in memory load faster.
         peak_memory: largest resident set of this process so far, in bytes, mapped files included; None where the system
             does not tell.
         results: in the order in which they were asked for.
-        machine: processor, system and versions.
+        machine: processor, its cores as the system counts them, bytes of memory (both None where it does not tell),
+            system and versions.
     """
 
     model: str
@@ -98,11 +102,13 @@ class Benchmark:
     n_params: int
     backend: str
     n_threads: int
+    kernels: str
+    kv_type: str
     cross_kv_type: str
     load_ms: float
     peak_memory: int | None
     results: tuple[Measured, ...]
-    machine: dict[str, str]
+    machine: dict[str, str | int | None]
 
     def as_dict(self) -> dict[str, Any]:
         """All of it, for JSON."""
@@ -139,13 +145,16 @@ def benchmark(
 
     Raises:
         ModelNotFound, FormatError, CheckpointError, BackendError: as `pyvllama.load`.
-        ConfigError: an option out of range, or a number of tiles that no picture of this model has.
+        ConfigError: an option out of range, nothing to measure, a number of tiles that no picture of this model has, or
+            more tokens than the model takes.
         Cancelled: progress returned False.
     """
     if repetitions < 1:
         raise ConfigError(f"repetitions must be at least 1, not {repetitions}")
     if any(n < 0 for n in (*n_prompt, *n_gen)):
         raise ConfigError(f"numbers of tokens must be at least 0, not {min(*n_prompt, *n_gen)}")
+    if not any((*n_prompt, *n_gen)) and n_tiles is not None and not n_tiles:
+        raise ConfigError("there is nothing to measure: no prompt, no answer and no picture")
     pair = resolve(model, mmproj, text_type=text_type)
     start = time.perf_counter()
     bench: _Bench = load_as(
@@ -192,6 +201,11 @@ class _Bench:
     """A loaded model that runs tests."""
 
     def __init__(self, model: Model, params: ContextParams) -> None:
+        if params.n_ctx > model.n_ctx_train:
+            raise ConfigError(
+                f"{params.n_ctx - 1} tokens are too many: at most {model.n_ctx_train - 1} can be measured, one "
+                "less than the model was made for"
+            )
         self.model = model
         self._params = params
         self._context = Context(model, params)
@@ -261,7 +275,7 @@ class _Bench:
         n_text, n_mmproj = (sum(t.n_bytes for t in file.tensors.values()) for file in (text, mmproj))
         on_gpu = n_gpu_layers != 0 and llama_cpp.llama_supports_gpu_offload()
         return Benchmark(
-            model=_text_description(self.model),
+            model=_text_description(self.model, text),
             text=self.model.text_path.name,
             mmproj=self.model.mmproj_path.name,
             text_bytes=n_text,
@@ -270,6 +284,8 @@ class _Bench:
             n_params=sum(int(np.prod(t.shape)) for file in (text, mmproj) for t in file.tensors.values()),
             backend=",".join(native.device_names()) if on_gpu else "CPU",
             n_threads=self._params.n_threads,
+            kernels=self.model.mmproj.kernels,
+            kv_type=self._params.kv_type,
             cross_kv_type=self.model.cross_kv_type,
             load_ms=load_ms,
             peak_memory=peak_memory(),
@@ -282,10 +298,12 @@ def _tiles(n: int) -> str:
     return f"{n} tile{'s'[: n > 1]}"
 
 
-def _text_description(model: Model) -> str:
+def _text_description(model: Model, file: GGUFFile) -> str:
     text = ctypes.create_string_buffer(256)
     llama_cpp.llama_model_desc(model.handle, text, len(text))
-    return text.value.decode(errors="replace")
+    # of shapes that llama.cpp does not know, the parameters as they are
+    billions = sum(int(np.prod(t.shape)) for t in file.tensors.values()) / 1e9
+    return text.value.decode(errors="replace").replace(" ?B ", f" {billions:.2g}B ")
 
 
 def _main_type(file: GGUFFile, prefix: str) -> str:
@@ -296,9 +314,11 @@ def _main_type(file: GGUFFile, prefix: str) -> str:
     return max(n_bytes, key=lambda t: n_bytes[t])
 
 
-def _machine() -> dict[str, str]:
+def _machine() -> dict[str, str | int | None]:
     return {
         "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "memory": _memory(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "pyvllama": metadata.version("pyvllama"),
@@ -314,6 +334,14 @@ def _cpu_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def _memory() -> int | None:
+    """Bytes that the machine has."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # not on Windows, not everywhere else
+        return None
 
 
 def peak_memory() -> int | None:

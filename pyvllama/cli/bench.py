@@ -62,10 +62,12 @@ def bench(
     """Measure a model on this machine: pictures, prompts, answers. MODEL is anything that `run` takes.
 
     Tests and options are named as in llama.cpp's llama-bench: pp512 reads 512 tokens, tg128 generates 128. "@ 4 tiles"
-    is with a picture in the chat. Times are medians. Nothing else should run meanwhile.
+    is with a picture in the chat. Times are medians. Nothing else should run meanwhile. The 11B model needs minutes
+    for each repetition on a small machine: -r 1 is a first look. What is printed can be posted as it is.
 
     \b
     pyvllama bench models
+    pyvllama bench models --tiles 1 -p 128 -n 32 -r 1
     pyvllama bench models -p 128,512 -n 32 --tiles 1,4 -r 3 -t 8 -o json
     """  # noqa: D301  click wants the character itself
     with ui.fraction_progress("Measuring") as progress:
@@ -100,9 +102,10 @@ def _markdown(b: Benchmark) -> str:
     n = len(b.results[0].samples_ms) if b.results else 0
     return "\n".join([
         lines[0], rule, *lines[1:], "",
-        f"{m['cpu']}, {m['system']}; pyvllama {m['pyvllama']}, llama-cpp-python {m['llama-cpp-python']}  ",
-        f"load {_seconds(b.load_ms)}, peak memory "
-        f"{'unknown' if b.peak_memory is None else ui.format_bytes(b.peak_memory)}, picture's keys and values "
+        f"{b.text} + {b.mmproj}  ",
+        f"{m['cpu']}, {m['cores']} cores, memory {_bytes(m['memory'])}, kernels {b.kernels}, {m['system']}  ",
+        f"pyvllama {m['pyvllama']}, llama-cpp-python {m['llama-cpp-python']}, Python {m['python']}  ",
+        f"load {_seconds(b.load_ms)}, peak memory {_bytes(b.peak_memory)}, keys and values {b.kv_type}, the picture's "
         f"{b.cross_kv_type}; median [smallest, largest] of {n}",
     ])  # fmt: skip
 
@@ -122,6 +125,10 @@ def _rate(r: Measured) -> str:
 
 def _seconds(ms: float) -> str:
     return f"{ms:.1f} ms" if ms < 1000 else f"{ms / 1000:.2f} s"
+
+
+def _bytes(n: object) -> str:
+    return ui.format_bytes(n) if isinstance(n, int) else "unknown"
 
 
 def _params(n: int) -> str:

@@ -44,6 +44,8 @@ def test_what_it_says_of_model_and_machine(result, pair):
     assert result.model.startswith("llama") and result.mmproj_type == "f32" and result.backend == "CPU"
     assert 0 < result.text_bytes < pair.text.stat().st_size and 0 < result.mmproj_bytes < pair.mmproj.stat().st_size
     assert result.load_ms > 0 and result.machine["cpu"] and result.n_threads == 1
+    assert result.kernels and result.kv_type == "f16"
+    assert result.machine["cores"] >= 1 and result.machine["memory"] > result.peak_memory
     assert json.loads(json.dumps(result.as_dict()))["results"][2]["per_second"] == result.results[2].per_second
 
 
@@ -79,11 +81,18 @@ def test_progress_counts_and_stops(pair):
         benchmark(pair.text, pair.mmproj, **QUICK, progress=lambda fraction, what: fraction < 0.2)
 
 
+def test_a_model_of_a_shape_without_a_name(result):
+    """llama.cpp calls these `?B`, which says nothing where results are posted."""
+    assert "?" not in result.model and result.model.startswith("llama 0.0")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"repetitions": 0}, "repetitions must be at least 1, not 0"),
         ({"n_gen": (3, -1)}, "numbers of tokens must be at least 0, not -1"),
+        ({"n_gen": (0,), "n_prompt": (0, 0), "n_tiles": ()}, "there is nothing to measure"),
+        ({"n_prompt": (131072,)}, "131072 tokens are too many: at most 131071 can be"),
         ({"n_tiles": (1, 3)}, "pictures of this model have 1, 2 tiles, not 3"),
         ({"n_threads": 0}, "n_threads must be between 1 and"),
         ({"cross_kv_type": "q9"}, "cross_kv_type must be one of"),

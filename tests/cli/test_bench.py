@@ -35,6 +35,15 @@ def test_json_is_one_object(cli, pair):
     assert d["results"][1]["per_second"] == pytest.approx(3000 / d["results"][1]["median_ms"])
 
 
+def test_what_makes_a_line_comparable(cli, pair):
+    text = cli("bench", pair.text, *QUICK, "--tiles", "0", "--kv-type", "bf16").stdout
+    d = json.loads(cli("bench", pair.text, *QUICK, "--tiles", "0", "-o", "json").stdout)
+    assert f"{pair.text.name} + {pair.mmproj.name}" in text and "keys and values bf16" in text
+    machine = d["machine"]
+    for value in (machine["cpu"], f"{machine['cores']} cores, memory ", f"kernels {d['kernels']}", machine["python"]):
+        assert value in text, value
+
+
 def test_several_lengths(cli, pair):
     d = json.loads(cli("bench", pair.text, *QUICK, "-p", "4,9", "-n", "0", "--tiles", "0", "-o", "json").stdout)
     assert [(r["test"], r["n_prompt"]) for r in d["results"]] == [("pp4", 4), ("pp9", 9)]

@@ -32,7 +32,7 @@ BLIND = [name for name in TEXT_TYPES if name != "f32" and blind(name)]
 
 
 def mostly_empty(name, values):
-    """Matrices with seven rows of eight zero, at random places: as many rows, and a quantizer's search for one of eight."""
+    """Seven rows of eight of a matrix zero, at random places: a quantizer searches long for the best of the others."""
     if values.ndim == 2 and ".layers." in name:
         values[factories.random_state("empty", name).permutation(len(values))[len(values) // 8 :]] = 0
     return values
@@ -46,7 +46,9 @@ def f32(tmp_path_factory):
     def make(size):
         if size not in made:
             where = tmp_path_factory.mktemp(size)
-            checkpoint = factories.write_checkpoint(where / "model", "small", edit=mostly_empty, **SIZES[size], **LAYERS)
+            checkpoint = factories.write_checkpoint(
+                where / "model", "small", edit=mostly_empty, **SIZES[size], **LAYERS
+            )
             made[size] = checkpoint, convert(checkpoint, where / "f32", text_type="f32", mmproj_type="f32")
         return made[size]
 

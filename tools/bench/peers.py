@@ -6,8 +6,8 @@
 
 CHECKPOINT is of Hugging Face's form (random weights in the real shapes will do), GGUF_DIR holds the pair that was
 converted from it. The peers: stock llama.cpp through llama_cpp on the text GGUF; transformers in bf16; mistral.rs with
-in-situ quantization to Q4K, and on the text GGUF. `--mistralrs` names the Python of a virtual environment in which it is
-installed, one for each version; all others run in this one. What is not installed is skipped, and what fails is
+in-situ quantization to Q4K, and on the text GGUF. `--mistralrs` names the Python of a virtual environment in which it
+is installed, one for each version; all others run in this one. What is not installed is skipped, and what fails is
 recorded with its own words.
 
 Each peer has a process of its own, one at a time, in another order each round, with the same threads, the same
@@ -139,7 +139,7 @@ def prepare(job: Job, cold: bool) -> None:
         return
     room = bytearray(16 << 20)
     for path in [job.text, job.mmproj, *Path(job.checkpoint).glob("*.safetensors")]:
-        with open(path, "rb", buffering=0) as f:
+        with Path(path).open("rb", buffering=0) as f:
             while f.readinto(room):
                 pass
 
@@ -152,7 +152,7 @@ def run(name: str, python: str, job: Job, patience: float) -> dict[str, Any]:
         sent = json.dumps({**asdict(job), "spawned": time.time()})
         process = subprocess.Popen(
             [python, str(WORKER), name, sent], stdout=subprocess.PIPE, stderr=errors, text=True,
-            env={**os.environ, **threads}, preexec_fn=die_first,
+            env={**os.environ, **threads},
         )  # fmt: skip
         assert process.stdout
         given_up = threading.Event()
@@ -171,6 +171,7 @@ def run(name: str, python: str, job: Job, patience: float) -> dict[str, Any]:
                 what = json.loads(line)
                 step, begun = what.pop("step"), time.perf_counter()
                 said[step] = what
+                print(f"  {step}: {'...' if 'begins' in what else 'done'}", file=sys.stderr, flush=True)
         code = process.wait()
         if not said[step] or "begins" in said[step]:
             ended = f"the process ended with code {code}"
@@ -181,11 +182,6 @@ def run(name: str, python: str, job: Job, patience: float) -> dict[str, Any]:
     if failed := [what for what in said.values() if "error" in what]:
         failed[-1]["stderr"] = [line for i in loud for line in lines[i : i + 2]] or lines[-5:]
     return said
-
-
-def die_first() -> None:
-    """Where memory runs out, it is this process that ends, and nobody else's."""
-    Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -214,7 +210,7 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
             "prompt_s": prompt_s,
             "prompt_per_second": every[0]["prompt_n"] / prompt_s,
             "tokens_per_second": 1 / token_s,
-            "image_s": statistics.median(one.get("image_s", 0.0) for one in every),
+            "image_s": statistics.median(one["image_s"] for one in every) if "image_s" in every[0] else None,
             "seconds": statistics.median(one["seconds"] for one in every),
             "peak": max(what["peak"] for what in several),
             "anonymous": max(what["anonymous"] for what in several),
@@ -255,7 +251,7 @@ def show(result: dict[str, Any]) -> None:
                 print(f"  {step}: failed: {words(what)}")
                 continue
             print(
-                f"  {step:26} {'':7} {what['image_s'] or 0:9.2f} {what['prompt_n']:6} {what['prompt_per_second']:7.1f} "
+                f"  {step:26} {'':7} {picture_s(step, what):>9} {what['prompt_n']:6} {what['prompt_per_second']:7.1f} "
                 f"{what['tokens_per_second']:8.2f} {what['seconds']:7.2f} {what['peak'] / 1e9:8.2f} "
                 f"{what['least_cpu_share']:7.2f}"
             )
@@ -263,6 +259,11 @@ def show(result: dict[str, Any]) -> None:
         print(f"ours / {label}: " + ", ".join(f"{name} {value:.2f}" for name, value in values.items()))
     for name, why in result["skipped"].items():
         print(f"{name}: skipped, {why}")
+
+
+def picture_s(step: str, what: dict[str, Any]) -> str:
+    """Seconds of its encoding, where the peer tells them apart from the prompt's."""
+    return "" if step == "text" else "in prompt" if what["image_s"] is None else f"{what['image_s']:.2f}"
 
 
 def words(failure: dict[str, Any]) -> str:

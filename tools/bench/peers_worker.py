@@ -170,7 +170,9 @@ def transformers(job: Job) -> Peer:
 
     def text() -> dict[str, Any]:
         tokenizer = AutoTokenizer.from_pretrained(job.checkpoint)
-        template = {"chat_template": json.loads(Path(job.checkpoint, "chat_template.json").read_text())["chat_template"]}
+        template = {
+            "chat_template": json.loads(Path(job.checkpoint, "chat_template.json").read_text())["chat_template"]
+        }
         chat = tokenizer.apply_chat_template(
             job.messages["text"], add_generation_prompt=True, tokenize=False, **template
         )
@@ -255,6 +257,8 @@ def say(step: str, **what: Any) -> None:
 
 def main() -> None:
     name, job = sys.argv[1], Job(**json.loads(sys.argv[2]))
+    # where memory runs out, it is this process that ends, and nobody else's
+    Path("/proc/self/oom_score_adj").write_text("1000")
     try:
         versions, steps = PEERS[name][0](job)
     except BaseException as e:  # Rust's panics are no Exceptions

@@ -194,8 +194,8 @@ def report(r: dict[str, Any]) -> None:
     print(f"{r['model']} + {r['mmproj']}, {r['threads']} threads, files in memory")
     run, beyond = r["run"], r["all_runs"]
     print(
-        f"pyvllama run: first token after {run['until the first token']:.2f} s, of it {run['picture and prompt']:.2f} s "
-        f"picture and prompt: {run['beyond']:.2f} s beyond [{min(beyond):.2f}, {max(beyond):.2f}], bar {BAR:.0f} s"
+        f"`run`: first token after {run['until the first token']:.2f} s, {run['picture and prompt']:.2f} s of it "
+        f"picture and prompt; beyond: {run['beyond']:.2f} s [{min(beyond):.2f}, {max(beyond):.2f}], bar {BAR:.0f} s"
     )
     print("the same by pyvllama.load, by part:")
     for part, seconds in sorted(r["parts"].items(), key=lambda item: -item[1]):
