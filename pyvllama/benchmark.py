@@ -82,7 +82,7 @@ class Benchmark:
         n_params: of both files.
         backend: where it ran, ggml's names of the devices.
         n_threads: on the CPU.
-        kernels: which of our own the CPU runs for pictures: `avx512-bf16`, `avx2`, ..., `ggml`: none.
+        kernels: which of our own the CPU runs for pictures: `avx512_bf16`, `avx2`, ..., `ggml`: none.
         kv_type: of the self-attention cache.
         cross_kv_type: of the picture's keys and values.
         load_ms: from the files' names to a context; files that the system had in memory load faster.
