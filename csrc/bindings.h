@@ -4,6 +4,8 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
+#include <string>
+
 namespace pyvllama {
 
 namespace nb = nanobind;
@@ -19,7 +21,14 @@ nb::ndarray<nb::numpy, T, nb::c_contig> new_array(std::initializer_list<size_t> 
     return nb::ndarray<nb::numpy, T, nb::c_contig>(data, shape, owner);
 }
 
+// A path as the system takes it.
+inline std::string encoded(nb::object path) {
+    const nb::bytes bytes = nb::cast<nb::bytes>(nb::module_::import_("os").attr("fsencode")(path));
+    return std::string(bytes.c_str(), bytes.size());
+}
+
 void bind_image_states(nb::module_ & m);
+void bind_mmproj(nb::module_ & m);
 void bind_quantize(nb::module_ & m);
 
 }  // namespace pyvllama

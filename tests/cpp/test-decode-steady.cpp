@@ -53,7 +53,7 @@ int main() {
         const std::vector<float> pixels((size_t) 3 * sizes.image * sizes.image, 0.5f);
         const image_states_ptr one = model.encode(pixels.data(), 1, 1, nullptr, nullptr, nullptr),
                                two = model.encode(pixels.data(), 1, 1, nullptr, nullptr, nullptr);
-        decode_hook hook(model.weights(), model.form(), 2, nullptr);
+        decode_hook hook(model.weights(), 2, nullptr);
 
         // rows of three sequences, of which the last one sees nothing
         const std::vector<int32_t> rows = { 0, 1, NO_IMAGE };
