@@ -12,7 +12,7 @@ import pyvllama
 from pyvllama.cli.main import main
 from pyvllama.errors import BackendError
 
-# One padded tile's weight is rounded on a device, see test_encoding.py; a picture of pocket's is one part of what the text layers see.
+# One padded tile's weight is rounded on a device, see test_encoding.py; a picture is one part of what text rows see.
 BOUND = 3e-4
 EXACT = {"kv_type": "f32", "cross_kv_type": "f32", "flash_attn": False, "n_ctx": 512, "n_threads": 1}
 
