@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--cross-kv-type", default="f16")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--prompt-rounds", type=int, default=5)
+    parser.add_argument("--prompt-rounds", type=int, default=5, help="0: no prompts, which take minutes.")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     result = load_as(
@@ -114,8 +114,10 @@ def measure(model: Model, params: ContextParams, rounds: int, prompt_rounds: int
     runs |= {f"{n} tile{'s'[: n > 1]}": Ours(context, image) for n, image in images.items()}
     bandwidth = read_bandwidth(params.n_threads)
     tokens = take_turns(stock, runs, rounds, params.n_threads, generate_some)
-    prompted = {name: run for name, run in runs.items() if name != "stock again"}
-    prompts = take_turns(stock, prompted, prompt_rounds, params.n_threads, read_prompt)
+    prompted = {name: run for name, run in runs.items() if name != "stock again" and prompt_rounds}
+    none: dict[str, Any] = {"pairs": {}, "cpu": []}
+    prompts = take_turns(stock, prompted, prompt_rounds, params.n_threads, read_prompt) if prompted else none
+    stock_prompts = [s for s, _ in prompts["pairs"].get("text only", [])]
     sizes = bytes_of_a_token(model)
     rows: dict[str, Any] = {}
     for name, pairs in tokens["pairs"].items():
@@ -149,7 +151,7 @@ def measure(model: Model, params: ContextParams, rounds: int, prompt_rounds: int
         "bandwidth_gb_per_second": bandwidth,
         "cpu_share": {"tokens": tokens["cpu"], "prompts": prompts["cpu"]},
         "stock_tokens_per_second": CHUNK / statistics.median(s for s, _ in tokens["pairs"]["text only"]),
-        "stock_prompt_tokens_per_second": N_PROMPT / statistics.median(s for s, _ in prompts["pairs"]["text only"]),
+        "stock_prompt_tokens_per_second": N_PROMPT / statistics.median(stock_prompts) if stock_prompts else None,
         "rows": rows,
         "python": python,
     }
@@ -319,8 +321,8 @@ def report(r: dict[str, Any]) -> None:
     print(f"memory read by {r['threads']} threads: {r['bandwidth_gb_per_second']:.1f} GB/s")
     stock = r["stock_tokens_per_second"]
     print(
-        f"{'stock':11} {stock:6.2f} t/s ({stock * r['bytes']['text'] / 1e9:5.1f} GB/s)   "
-        f"pp{N_PROMPT} {r['stock_prompt_tokens_per_second']:6.1f} t/s"
+        f"{'stock':11} {stock:6.2f} t/s ({stock * r['bytes']['text'] / 1e9:5.1f} GB/s)"
+        + (f"   pp{N_PROMPT} {prompt:6.1f} t/s" if (prompt := r["stock_prompt_tokens_per_second"]) else "")
     )
     for name, row in r["rows"].items():
         line = f"{name:11} {row['tokens_per_second']:6.2f} t/s ({row['read_gb_per_second']:5.1f} GB/s)"
@@ -334,7 +336,7 @@ def report(r: dict[str, Any]) -> None:
         print(line)
     python = r["python"]
     print(f"Python's share of a token: {100 * python['share']:.2f} % ({python['ms']:.3f} ms)")
-    worst = {name: min(shares) for name, shares in r["cpu_share"].items()}
+    worst = {name: min(shares) for name, shares in r["cpu_share"].items() if shares}
     print("share of the CPU time asked for, worst round: " + ", ".join(f"{k} {v:.2f}" for k, v in worst.items()))
 
 
