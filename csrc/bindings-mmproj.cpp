@@ -228,9 +228,9 @@ void bind_mmproj(nb::module_ & m) {
             "How cross attention is computed, which decides how ImageStates lie in memory: 'softmax' or 'flash', or "
             "one of them for each layer, where they differ.")
         .def_prop_ro(
-            "kernels", [](const mmproj & self) { return self.weights()->kernels().name(); },
-            "Which of our own kernels vision tower and cross attention run; 'ggml': none. They differ in their "
-            "rounding.")
+            "kernels", [](const mmproj & self) { return self.weights()->kernels_on(self.weights()->dev()).name(); },
+            "Which of our own kernels the vision tower runs, and cross attention on the CPU; 'ggml': none. They differ "
+            "in their rounding.")
         .def_prop_ro("part_types", &part_types, "ggml's names of the types of ImageStates' parts, in their order.")
         .def("set_n_threads", &mmproj::set_n_threads, "n_threads"_a, "CPU threads for encoding.")
         .def("set_collector", &mmproj::set_collector, "collector"_a.none(),

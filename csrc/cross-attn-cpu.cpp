@@ -185,9 +185,9 @@ ggml_tensor * cross_attn_cpu::attend_few(ggml_tensor * q, int first, int n_rows,
     std::vector<piece> pieces;
     for (const image_states_ptr & image : images) {
         const int n_tokens = image->n_tokens();
-        const int size = (n_tokens / n_cuts(n_tokens, FEW_KEYS) + 32) / 32 * 32;  // of one size, nearly
-        for (int i = 0; i < n_tokens; i += size) {
-            pieces.push_back({ image->k[j_cross], image->v[j_cross], i, std::min(size, n_tokens - i) });
+        const int n = n_cuts(n_cuts(n_tokens, n_cuts(n_tokens, FEW_KEYS)), 32) * 32;  // of one size, nearly
+        for (int i = 0; i < n_tokens; i += n) {
+            pieces.push_back({ image->k[j_cross], image->v[j_cross], i, std::min(n, n_tokens - i) });
         }
     }
     const auto few = kernels_.few;

@@ -232,9 +232,10 @@ decode_hook::block & decode_hook::find_block(size_t j_cross, const ggml_tensor *
         alias_rows(b->x, l_out, run.first);  // memory that is not the allocator's business
     }
     b->graph = ggml_new_graph_custom(b->ctx.get(), n_nodes, false);
-    const cpu_kernels & kernels = weights_->cross_kernels(j_cross);
+    const cpu_kernels & kernels = weights_->kernels_on(dev);
     if (kernels.f32 && cross_attn_cpu::takes(h.n_embd_head())) {
-        b->own = std::make_unique<cross_attn_cpu>(b->ctx.get(), kernels, weights_->in_bf16(weights_->cross[j_cross].q));
+        const bool bf16 = weights_->in_bf16(weights_->cross[j_cross].q, dev);
+        b->own = std::make_unique<cross_attn_cpu>(b->ctx.get(), kernels, bf16);
     }
     ggml_build_forward_expand(b->graph, build_cross_attn_block(b->ctx.get(), *weights_, j_cross, b->x, run.segments,
                                                                groups_, b->views, b->own.get()));

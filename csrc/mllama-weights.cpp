@@ -29,9 +29,14 @@ mllama_weights::mllama_weights(const std::string & path, const device & dev, con
     place(repack, progress);
 }
 
-bool mllama_weights::in_bf16(const ggml_tensor * weight) const {
+const cpu_kernels & mllama_weights::kernels_on(const device & dev) const {
+    static const cpu_kernels none;
+    return dev.is_cpu() ? kernels_ : none;
+}
+
+bool mllama_weights::in_bf16(const ggml_tensor * weight, const device & dev) const {
     const ggml_type type = weight->type;
-    return kernels_.bf16 && type != GGML_TYPE_F32 && type != GGML_TYPE_F16 && weight->ne[0] % 2 == 0 &&
+    return kernels_on(dev).bf16 && type != GGML_TYPE_F32 && type != GGML_TYPE_F16 && weight->ne[0] % 2 == 0 &&
            (type == GGML_TYPE_BF16 || ggml_get_type_traits(type)->to_float);
 }
 
@@ -117,11 +122,8 @@ void mllama_weights::find_tensors(const std::vector<device> & layer_devs) {
     for (size_t j = 0; j < t.cross_attention_layers.size(); ++j) {
         cross_devs_.push_back(layer_dev((size_t) t.cross_attention_layers[j] - j - 1));
     }
-    if (dev_.is_cpu()) {
+    if (dev_.is_cpu() || std::any_of(cross_devs_.begin(), cross_devs_.end(), [](auto & dev) { return dev.is_cpu(); })) {
         kernels_ = choose_cpu_kernels();
-    }
-    for (const device & dev : cross_devs_) {
-        cross_kernels_.push_back(dev.is_cpu() ? choose_cpu_kernels() : cpu_kernels());
     }
     for (size_t j = 0; j < t.cross_attention_layers.size(); ++j) {
         const device & on = cross_devs_[j];
@@ -147,7 +149,8 @@ void mllama_weights::find_tensors(const std::vector<device> & layer_devs) {
 }
 
 ggml_backend_buffer_type_t mllama_weights::buft_of(const placed & matmul, bool repack) const {
-    return matmul.dev->matmul_buft(matmul.tensor, repack && (is_cross(matmul.tensor) || !in_bf16(matmul.tensor)));
+    const bool is_ours = !is_cross(matmul.tensor) && in_bf16(matmul.tensor, *matmul.dev);
+    return matmul.dev->matmul_buft(matmul.tensor, repack && !is_ours);
 }
 
 weight_bytes mllama_weights::planned(bool repack) const {

@@ -62,10 +62,9 @@ class mllama_weights {
     const mllama_hparams & hparams() const { return hparams_; }
     const device & dev() const { return dev_; }
     const device & cross_dev(size_t j_cross) const { return cross_devs_[j_cross]; }
-    const cpu_kernels & kernels() const { return kernels_; }  // of the tower: none but on the CPU
-    const cpu_kernels & cross_kernels(size_t j_cross) const { return cross_kernels_[j_cross]; }
-    // Is a matrix of the tower one for our bf16 kernels? Not where the file has more precision than that.
-    bool in_bf16(const ggml_tensor * weight) const;
+    const cpu_kernels & kernels_on(const device & dev) const;  // none but on the CPU
+    // Is a matrix one for our bf16 kernels there? Not where the file has more precision than that.
+    bool in_bf16(const ggml_tensor * weight, const device & dev) const;
     uint64_t id() const { return id_; }  // unique in this process
     const std::string & path() const { return file_.path(); }
 
@@ -113,8 +112,7 @@ class mllama_weights {
     mllama_hparams hparams_;
     device dev_;
     std::vector<device> cross_devs_;
-    cpu_kernels kernels_;
-    std::vector<cpu_kernels> cross_kernels_;
+    cpu_kernels kernels_;  // if anything is on the CPU
     std::vector<placed> matmuls_, others_;
     ggml_tensor * patch_embd_src_;  // as the file has it
     ggml_context_ptr own_;          // of patch_embd

@@ -19,7 +19,7 @@ vision_graph::vision_graph(const mllama_weights & weights, const vision_rows & r
       eps_(weights.hparams().vision.layer_norm_eps),
       mask_form_(!weights.dev().is_cpu()),
       collector_(collector),
-      own_(weights.kernels().f32 && n_embd_head_ <= MAX_EMBD_HEAD) {
+      own_(weights.kernels_on(weights.dev()).f32 && n_embd_head_ <= MAX_EMBD_HEAD) {
     const size_t n_layers = weights.local.size() + weights.global.size();
     const size_t n_intermediate = weights.hparams().vision.intermediate_layers.size();
     const size_t n_nodes = 96 * n_layers + (3 * n_intermediate + 16) * rows.n_tiles + 256;
@@ -27,7 +27,7 @@ vision_graph::vision_graph(const mllama_weights & weights, const vision_rows & r
         ggml_init({ n_nodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false), nullptr, true }));
     ctx_ = ctx_owner_.get();
     graph_ = ggml_new_graph_custom(ctx_, n_nodes, false);
-    ops_ = std::make_unique<tower_ops>(ctx_, weights.kernels());
+    ops_ = std::make_unique<tower_ops>(ctx_, weights.kernels_on(weights.dev()));
     build(states);
 }
 

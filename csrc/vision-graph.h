@@ -37,7 +37,7 @@ class vision_graph {
     ggml_tensor * real_rows(ggml_tensor * x);
     ggml_tensor * own_key_bias(ggml_type type);
     void set_own_key_bias(const std::vector<float> & log_weights);
-    bool in_bf16(const ggml_tensor * weight) const { return !collector_ && weights_.in_bf16(weight); }
+    bool in_bf16(const ggml_tensor * weight) const { return !collector_ && weights_.in_bf16(weight, weights_.dev()); }
     bool in_bf16(const vision_layer & l) const;
     void build(ggml_tensor * states);
     void project(ggml_tensor * last, const std::vector<ggml_tensor *> & intermediate, ggml_tensor * states);

@@ -108,8 +108,8 @@ class VisionCache:
         start = time.perf_counter()
         tiles = preprocess(image, self._model.preprocessor)
         if self._model.mmproj.device == "CPU":
-            # Nobody reads the text weights for the seconds that the tower needs that memory. Those that lie in the
-            # mapped file come back from the page cache.
+            # The tower needs that memory for seconds. Text weights that lie in the mapped file come back from the page
+            # cache; where others generate meanwhile (in a server), at once.
             for path in self._model.text_paths:
                 native.drop_mapped_pages(path)
         states, _, _ = self._model.mmproj.encode(tiles.pixel_values, tiles.aspect_ratio_id, progress=tell)

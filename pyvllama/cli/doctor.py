@@ -8,7 +8,8 @@ import click
 
 from pyvllama import doctor as examination
 from pyvllama.cli import ui
-from pyvllama.cli.fit import examine_fit, fit_options, print_fit
+from pyvllama.cli.fit import examine_fit, print_fit
+from pyvllama.cli.options import context_options
 from pyvllama.resolve import resolve
 
 __all__ = ["doctor"]
@@ -19,7 +20,7 @@ EXIT_PROBLEM = 1
 @click.command()
 @click.argument("model", required=False)
 @click.option("--mmproj", metavar="FILE|REPO", help="The mmproj file, if it is not beside the text file.")
-@fit_options
+@context_options()
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object; sizes in bytes.")
 @click.pass_context
 def doctor(

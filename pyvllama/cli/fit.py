@@ -1,35 +1,14 @@
 """Whether a model fits this machine, for `doctor` and `show --fit`."""
 
-from collections.abc import Callable
 from typing import Any
 
 import click
 
 from pyvllama.cli import ui
-from pyvllama.context import KV_TYPES
-from pyvllama.loading import DEFAULT_N_CTX
 from pyvllama.memory_need import Settings, advice, available_memory, memory_need, read_sizes
-from pyvllama.model import CROSS_KV_TYPES
 from pyvllama.types import Pair
 
-__all__ = ["examine_fit", "fit_options", "print_fit"]
-
-Command = Callable[..., Any]
-
-
-def fit_options(command: Command) -> Command:
-    """ctx_size, kv_type and cross_kv_type."""
-    options = (
-        click.option("-c", "--ctx-size", type=click.IntRange(min=1), default=DEFAULT_N_CTX, show_default=True,
-                     help="Positions of the context to ask for."),
-        click.option("--kv-type", type=click.Choice(list(KV_TYPES)), default="f16", show_default=True,
-                     help="Type of the context's keys and values to ask for."),
-        click.option("--cross-kv-type", type=click.Choice(list(CROSS_KV_TYPES)), default="f16", show_default=True,
-                     help="Type of the pictures' keys and values to ask for."),
-    )  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
+__all__ = ["examine_fit", "print_fit"]
 
 
 def examine_fit(pair: Pair, ctx_size: int, kv_type: str, cross_kv_type: str) -> dict[str, Any]:

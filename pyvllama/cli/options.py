@@ -10,7 +10,7 @@ from pyvllama.context import KV_TYPES, MAX_N_THREADS
 from pyvllama.loading import DEFAULT_N_CTX
 from pyvllama.model import CROSS_KV_TYPES
 
-__all__ = ["load_options", "output_directory", "threads_option"]
+__all__ = ["context_options", "load_options", "output_directory", "threads_option"]
 
 Command = Callable[..., Any]
 
@@ -34,20 +34,34 @@ def threads_option(default: str) -> Callable[[Command], Command]:
     )
 
 
-def load_options(n_ctx: int = DEFAULT_N_CTX) -> Callable[[Command], Command]:
-    """What loads a model: mmproj, text_type, ctx_size (`n_ctx` by default), both types of keys, where it computes."""
+def context_options(n_ctx: int = DEFAULT_N_CTX) -> Callable[[Command], Command]:
+    """ctx_size (`n_ctx` by default), kv_type and cross_kv_type."""
 
     def decorate(command: Command) -> Command:
         options = (
-            click.option("--mmproj", metavar="FILE|REPO",
-                         help="The mmproj file, if it is not beside the text file; or user/repo[:TYPE] on the Hub."),
-            click.option("-q", "--text-type", help="Type that a checkpoint is converted to. Default: q4_k_m."),
             click.option("-c", "--ctx-size", type=click.IntRange(min=1), default=n_ctx, show_default=True,
                          help="Positions of the context."),
             click.option("--kv-type", type=click.Choice(list(KV_TYPES)), default="f16", show_default=True,
                          help="Type of the context's keys and values; q8_0 takes half the memory."),
             click.option("--cross-kv-type", type=click.Choice(list(CROSS_KV_TYPES)), default="f16", show_default=True,
                          help="Type of the pictures' keys and values; q8_0 takes three quarters of the memory."),
+        )  # fmt: skip
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def load_options(n_ctx: int = DEFAULT_N_CTX) -> Callable[[Command], Command]:
+    """What loads a model: mmproj, text_type, those of `context_options`, threads, gpu_layers and mmproj_offload."""
+
+    def decorate(command: Command) -> Command:
+        options = (
+            click.option("--mmproj", metavar="FILE|REPO",
+                         help="The mmproj file, if it is not beside the text file; or user/repo[:TYPE] on the Hub."),
+            click.option("-q", "--text-type", help="Type that a checkpoint is converted to. Default: q4_k_m."),
+            context_options(n_ctx),
             threads_option("physical cores"),
             click.option("-ngl", "--gpu-layers", type=int, default=0, show_default=True,
                          help="Text layers on the GPU, -1 for all; any but 0 also puts the vision part there."),

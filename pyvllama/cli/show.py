@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from pyvllama.cli import ui
-from pyvllama.cli.fit import examine_fit, fit_options, print_fit
+from pyvllama.cli.fit import examine_fit, print_fit
+from pyvllama.cli.options import context_options
 from pyvllama.errors import FormatError
 from pyvllama.gguf_file import GGUFFile, pairing_hash
 from pyvllama.inventory import inventory
@@ -81,7 +82,7 @@ def _contents(file: GGUFFile) -> dict[str, Any]:
 @click.argument("model", required=False)
 @click.option("--mmproj", type=click.Path(), help="The mmproj file, if it is not beside the text file.")
 @click.option("--fit", is_flag=True, help="Also how much memory a chat needs at most, and whether this machine has it.")
-@fit_options
+@context_options()
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
 def show(
     model: str | None, mmproj: str | None, fit: bool, ctx_size: int, kv_type: str, cross_kv_type: str, as_json: bool
