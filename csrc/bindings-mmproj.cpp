@@ -171,8 +171,8 @@ nb::ndarray<nb::numpy, float, nb::c_contig> image_token_embd(const mmproj & self
     return out;
 }
 
-nb::dict plan_dict(const mmproj & self) {
-    const memory_plan plan = self.plan();
+nb::dict plan_dict(const mmproj & self, bool repack) {
+    const memory_plan plan = self.plan(repack);
     nb::dict d;
     d["copied_cross"] = plan.weights.copied_cross;
     d["copied_tower"] = plan.weights.copied_tower;
@@ -215,10 +215,10 @@ void bind_mmproj(nb::module_ & m) {
         .def_prop_ro(
             "mapped_bytes", [](const mmproj & self) { return self.weights()->mapped_bytes(); },
             "Weights used from the mapped file.")
-        .def("plan", &plan_dict,
+        .def("plan", &plan_dict, "repack"_a = true,
              "What it takes in memory, as a dict in bytes: copied_cross, copied_tower, mapped_cross, mapped_tower: its "
-             "weights with repack=True, whatever it was loaded with; compute: the tower's buffer for the largest "
-             "picture. Nothing is computed.")
+             "weights when loaded with this `repack`, whatever it was loaded with; compute: the tower's buffer for the "
+             "largest picture. Nothing is computed.")
         .def_prop_ro(
             "device", [](const mmproj & self) { return std::string(self.weights()->dev().name()); },
             "ggml's name of the vision tower's device.")

@@ -153,7 +153,7 @@ image_states_ptr mmproj::compute_image_states(ggml_tensor * states, ggml_backend
     return image;
 }
 
-memory_plan mmproj::plan() const {
+memory_plan mmproj::plan(bool repack) const {
     const mllama_vision_hparams & v = hparams().vision;
     const vision_rows rows = { v.max_num_tiles, v.max_num_tiles, 1, v.n_positions(), v.n_pad_rows() };
     // Memory that is never touched: the graph only needs a place for its result.
@@ -163,7 +163,7 @@ memory_plan mmproj::plan() const {
     if (!buffer) {
         throw backend_error(std::string("no memory on ") + weights_->dev().name() + " for an image's states");
     }
-    return { weights_->planned(true), vision_graph(*weights_, rows, states, nullptr).planned_bytes(weights_->dev()) };
+    return { weights_->planned(repack), vision_graph(*weights_, rows, states, nullptr).planned_bytes(weights_->dev()) };
 }
 
 image_states_ptr mmproj::restore(int n_tokens, const std::vector<bytes_view> & parts) const {

@@ -34,7 +34,7 @@ struct encode_stats {
 
 // What the largest picture and its weights will take, as far as it can be told without computing one.
 struct memory_plan {
-    weight_bytes weights;  // as if repacked, whatever this mmproj was told
+    weight_bytes weights;  // as if loaded with this `repack`, whatever this mmproj was told
     size_t compute_bytes;  // scratch buffer of the vision tower
 };
 
@@ -61,7 +61,7 @@ class mmproj {
     // Throws std::invalid_argument on sizes that do not fit this model, backend_error.
     image_states_ptr restore(int n_tokens, const std::vector<bytes_view> & parts) const;
 
-    memory_plan plan() const;
+    memory_plan plan(bool repack) const;
 
     // From now on the inputs of all matrices are counted there; nullptr: no more.
     void set_collector(std::shared_ptr<importance_collector> collector);

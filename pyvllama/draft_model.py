@@ -34,6 +34,7 @@ class DraftModel(Draft):
         n_max: see Draft.
         n_gpu_layers: as for Model.
         use_mmap: map the file instead of reading it.
+        repack: as for Model.
 
     Raises:
         FormatError: the file is damaged, of another kind, or its vocabulary is another one.
@@ -49,6 +50,7 @@ class DraftModel(Draft):
         *,
         n_gpu_layers: int = 0,
         use_mmap: bool = True,
+        repack: bool = True,
     ) -> None:
         super().__init__(n_max)
         self._ctx: Any = None
@@ -61,7 +63,7 @@ class DraftModel(Draft):
         self._n_vocab = min(self._n_tokens, model.n_vocab)
         self._image_token = model.image_token
         self._held: list[int] = []  # what the KV cache holds, at least
-        self._weights = TextWeights(load_text(file, n_gpu_layers, use_mmap, None))
+        self._weights = TextWeights(load_text(file, n_gpu_layers=n_gpu_layers, use_mmap=use_mmap, repack=repack))
         # Only for its abort callback: it knows of Ctrl-C and of `interrupt`.
         self._hook = native.DecodeHook(model.mmproj)
         c = llama_cpp.llama_context_default_params()

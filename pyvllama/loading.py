@@ -74,7 +74,9 @@ def load(
         cross_kv_type: type of the images' keys and values: f16, bf16, f32, or q8_0 (the values then f16 on the CPU).
         flash_attn: flash attention in the text model; None lets llama.cpp choose.
         use_mmap: map the text file instead of reading it.
-        repack: let the CPU keep the mmproj's matmul weights in its fastest layout, a copy in memory.
+        repack: let the CPU keep matmul weights in its kernels' own layout, a copy in memory that takes time to make.
+            Without, they stay in the mapped files, where the system can take back their memory: less time to load, and
+            to compute prompts on some CPUs, more for each token of the answer; README has figures.
         image_cache_bytes: memory for encoded images that may come again.
         image_cache_dir: also keep encoded images in files there, for other processes and later ones; made if missing.
             What they hold tells what was in the pictures: only the owner can read them. None: in memory only.
@@ -108,7 +110,9 @@ def load(
     def make(model: Model, params: ContextParams, images: VisionCache) -> LLM:
         guesser = draft if isinstance(draft, Draft) else PromptLookup(n_max) if draft == LOOKUP else None
         if path is not None:
-            guesser = DraftModel(path, model, params, n_max, n_gpu_layers=n_gpu_layers, use_mmap=use_mmap)
+            guesser = DraftModel(
+                path, model, params, n_max, n_gpu_layers=n_gpu_layers, use_mmap=use_mmap, repack=repack
+            )
         return LLM(model, params, images, guesser)
 
     return _load(make, **given)

@@ -22,7 +22,7 @@ from pyvllama.model import CROSS_KV_TYPES
 from pyvllama.pair_checks import check_text
 from pyvllama.types import Pair
 
-__all__ = ["Need", "Settings", "Sizes", "advice", "available_memory", "memory_need", "read_sizes"]
+__all__ = ["MemorySettings", "Need", "Sizes", "advice", "available_memory", "memory_need", "read_sizes"]
 
 # Measured: Python 3.11, its packages and llama.cpp's libraries after a chat with the pocket model; and what a token of
 # the vocabulary takes, here and in llama.cpp, its merges included.
@@ -33,7 +33,7 @@ _F32 = 4
 
 
 @dataclass(frozen=True)
-class Settings:
+class MemorySettings:
     """What the need depends on beside the model: options of `pyvllama.load`."""
 
     n_ctx: int = DEFAULT_N_CTX
@@ -94,7 +94,7 @@ class Need:
     """
 
     phases: Mapping[str, Mapping[str, int]]
-    settings: Settings
+    settings: MemorySettings
     picture: int
 
     @property
@@ -117,8 +117,10 @@ class Need:
         return self.total * _MARGIN <= available
 
 
-def read_sizes(pair: Pair) -> Sizes:
+def read_sizes(pair: Pair, *, repack: bool = True) -> Sizes:
     """From the headers of both files; no weights are read.
+
+    repack: as of `pyvllama.load`.
 
     Raises:
         FormatError: a file is damaged, or is no file of such a pair.
@@ -130,7 +132,7 @@ def read_sizes(pair: Pair) -> Sizes:
         raise FormatError(f"{pair.mmproj}: this is no mmproj file of Llama 3.2 Vision (clip.projector_type = mllama)")
     init_backend()
     eyes = native.Mmproj(pair.mmproj, repack=False)  # maps it
-    plan, hparams = eyes.plan(), eyes.hparams
+    plan, hparams = eyes.plan(repack=repack), eyes.hparams
     t = _Keys(text)
     n_embd, n_head, n_head_kv = (
         t.count("llama.embedding_length"),
@@ -140,7 +142,7 @@ def read_sizes(pair: Pair) -> Sizes:
     head = n_embd // n_head
     kv = sum(int(text.metadata.get(f"llama.attention.{kind}_length", head)) for kind in ("key", "value"))
     embedding = text.tensors.get("token_embd.weight")
-    copied, mapped = _text_weights(text)
+    copied, mapped = _text_weights(text, repack)
     return Sizes(
         text_file=sum(tensor.n_bytes for tensor in text.tensors.values()),
         text_copied=copied,
@@ -161,21 +163,21 @@ def read_sizes(pair: Pair) -> Sizes:
     )
 
 
-def _text_weights(text: GGUFFile) -> tuple[int, int]:
+def _text_weights(text: GGUFFile, repack: bool) -> tuple[int, int]:
     """Bytes that llama.cpp copies, and that it reads in the mapped file."""
     repacks = functools.cache(native.cpu_repacks)
     copied = mapped = 0
     for name, tensor in text.tensors.items():
         if name == "token_embd.weight" and "output.weight" in text.tensors:
             continue
-        if len(tensor.shape) == 2 and repacks(tensor.type, tensor.shape[1], tensor.shape[0]):
+        if repack and len(tensor.shape) == 2 and repacks(tensor.type, tensor.shape[1], tensor.shape[0]):
             copied += tensor.n_bytes
         else:
             mapped += tensor.n_bytes
     return copied, mapped
 
 
-def memory_need(sizes: Sizes, settings: Settings = Settings()) -> Need:
+def memory_need(sizes: Sizes, settings: MemorySettings = MemorySettings()) -> Need:
     """The peak of a chat with one picture of the largest size and a prompt that fills a batch.
 
     Raises:

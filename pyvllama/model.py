@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyvllama import huge_pages
 from pyvllama._runtime import default_n_threads, init_backend, llama_cpp, native
 from pyvllama.config import PreprocessorConfig
 from pyvllama.errors import BackendError, Cancelled, ConfigError
@@ -51,7 +50,8 @@ class Model:
         n_threads: for loading and for encoding images; None: one a physical core.
         cross_kv_type: type of the images' keys and values: f16, bf16, f32 or q8_0.
         use_mmap: map the text file instead of reading it.
-        repack: let the CPU keep the mmproj's matmul weights in its fastest layout (a copy in memory).
+        repack: let the CPU keep matmul weights in its kernels' own layout, a copy in memory; without, they stay in the
+            mapped files.
         progress: called with the fraction done, 0 to 1; returning False stops.
 
     Attributes:
@@ -112,8 +112,16 @@ class Model:
         self.image_token_embd: npt.NDArray[np.float32] = self._mmproj.image_token_embd
         check_pair(text_file, mmproj_file, self.hparams)
         self.is_graft = pairing_hash(text_file) != self.hparams["pairing_hash"]
-        text_progress = _part(progress, 0.5, 1.0)
-        self._weights = TextWeights(load_text(text_file, n_gpu_layers, use_mmap, text_progress, self.placement))
+        self._weights = TextWeights(
+            load_text(
+                text_file,
+                n_gpu_layers=n_gpu_layers,
+                use_mmap=use_mmap,
+                repack=repack,
+                placement=self.placement,
+                progress=_part(progress, 0.5, 1.0),
+            )
+        )
         ends = self.text_metadata.get("tokenizer.ggml.eos_token_ids")  # where llama.cpp's keys are too few
         self.tokenizer = Tokenizer(
             llama_cpp.llama_model_get_vocab(self.handle),
@@ -256,7 +264,13 @@ _DROPS = 16  # while a file is loaded
 
 
 def load_text(
-    file: GGUFFile, n_gpu_layers: int, use_mmap: bool, progress: Progress | None, placement: Placement | None = None
+    file: GGUFFile,
+    *,
+    n_gpu_layers: int = 0,
+    use_mmap: bool = True,
+    repack: bool = True,
+    placement: Placement | None = None,
+    progress: Progress | None = None,
 ) -> Any:
     """A llama_model of a file that has passed `check_text`; options as of Model.
 
@@ -270,14 +284,10 @@ def load_text(
     """
     stopped: list[BaseException | None] = []
     n_drops = 0
-    before: set[tuple[int, int]] | None = huge_pages.large_blocks()
 
     def on_progress(fraction: float, _user_data: Any) -> bool:
-        nonlocal n_drops, before
+        nonlocal n_drops
         try:
-            if before is not None:  # the first call: memory has been had for all weights, and nothing written yet
-                huge_pages.advise(huge_pages.large_blocks() - before)
-                before = None
             if fraction * _DROPS >= n_drops:
                 n_drops += 1
                 _drop_pages(file)
@@ -291,7 +301,8 @@ def load_text(
 
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers = 0x7FFFFFFF if n_gpu_layers < 0 else n_gpu_layers
-    params.use_mmap = use_mmap
+    params.load_mode = llama_cpp.LLAMA_LOAD_MODE_AUTO if use_mmap else llama_cpp.LLAMA_LOAD_MODE_NONE
+    params.use_extra_bufts = repack
     if placement and placement.devices:
         devices = (ctypes.c_void_p * (len(placement.devices) + 1))(*placement.devices)  # the last one is NULL
         shares = (ctypes.c_float * llama_cpp.llama_max_devices())(*placement.shares)

@@ -37,6 +37,7 @@ class Decoder:
         kv_type: ggml type number of the self-attention cache; 0 = F32, 1 = F16.
         flash: llama.cpp's flash attention for the self-attention; off for exactness.
         n_gpu_layers, tensor_split: llama.cpp's; where it knows a device that is no CPU.
+        repack: llama.cpp's use_extra_bufts: matrices copied into the layout of its CPU kernels.
         cb_eval: without mmproj, a callback of the test's own (llama_cpp.ggml_backend_sched_eval_callback).
     """
 
@@ -53,13 +54,14 @@ class Decoder:
         n_threads: int = N_THREADS,
         n_gpu_layers: int = 0,
         tensor_split: Sequence[float] = (),
+        repack: bool = True,
         cb_eval: Any = None,
     ) -> None:
         llama_cpp.llama_backend_init()
         self.mmproj = mmproj
         self.hook = native.DecodeHook(mmproj, n_threads=n_threads) if mmproj is not None else None
         model_params = llama_cpp.llama_model_default_params()
-        model_params.n_gpu_layers = n_gpu_layers
+        model_params.n_gpu_layers, model_params.use_extra_bufts = n_gpu_layers, repack
         if tensor_split:
             split = [*tensor_split, *[0.0] * (llama_cpp.llama_max_devices() - len(tensor_split))]
             model_params.tensor_split = (ctypes.c_float * len(split))(*split)

@@ -9,7 +9,7 @@ import click
 from pyvllama import doctor as examination
 from pyvllama.cli import ui
 from pyvllama.cli.fit import examine_fit, print_fit
-from pyvllama.cli.options import context_options
+from pyvllama.cli.options import memory_options
 from pyvllama.resolve import resolve
 
 __all__ = ["doctor"]
@@ -20,7 +20,7 @@ EXIT_PROBLEM = 1
 @click.command()
 @click.argument("model", required=False)
 @click.option("--mmproj", metavar="FILE|REPO", help="The mmproj file, if it is not beside the text file.")
-@context_options()
+@memory_options()
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object; sizes in bytes.")
 @click.pass_context
 def doctor(
@@ -30,6 +30,7 @@ def doctor(
     ctx_size: int,
     kv_type: str,
     cross_kv_type: str,
+    repack: bool,
     as_json: bool,
 ) -> None:
     """Look at the installation and the machine; with MODEL, say whether it fits in memory and with which settings.
@@ -47,7 +48,7 @@ def doctor(
     if model is not None:
         with ui.bytes_progress() as progress:
             pair = resolve(model, mmproj, progress=progress, note=ui.note)
-        fit = examine_fit(pair, ctx_size, kv_type, cross_kv_type)
+        fit = examine_fit(pair, ctx_size, kv_type, cross_kv_type, repack=repack)
     if fit is not None and not fit["fits"]:
         problems.append(fit["problem"])
     if as_json:

@@ -5,16 +5,16 @@ from typing import Any
 import click
 
 from pyvllama.cli import ui
-from pyvllama.memory_need import Settings, advice, available_memory, memory_need, read_sizes
+from pyvllama.memory_need import MemorySettings, advice, available_memory, memory_need, read_sizes
 from pyvllama.types import Pair
 
 __all__ = ["examine_fit", "print_fit"]
 
 
-def examine_fit(pair: Pair, ctx_size: int, kv_type: str, cross_kv_type: str) -> dict[str, Any]:
+def examine_fit(pair: Pair, ctx_size: int, kv_type: str, cross_kv_type: str, *, repack: bool) -> dict[str, Any]:
     """Whether a chat with one of its largest pictures fits, as a JSON object; sizes in bytes."""
-    sizes = read_sizes(pair)
-    need, available = memory_need(sizes, Settings(ctx_size, kv_type, cross_kv_type)), available_memory()
+    sizes = read_sizes(pair, repack=repack)
+    need, available = memory_need(sizes, MemorySettings(ctx_size, kv_type, cross_kv_type)), available_memory()
     fits = available is None or need.fits(available)
     options = [] if fits or available is None else advice(sizes, need, available)
     problem = None

@@ -10,7 +10,7 @@ from pyvllama.context import KV_TYPES, MAX_N_THREADS
 from pyvllama.loading import DEFAULT_N_CTX
 from pyvllama.model import CROSS_KV_TYPES
 
-__all__ = ["context_options", "load_options", "output_directory", "threads_option"]
+__all__ = ["load_options", "memory_options", "output_directory", "threads_option"]
 
 Command = Callable[..., Any]
 
@@ -34,8 +34,8 @@ def threads_option(default: str) -> Callable[[Command], Command]:
     )
 
 
-def context_options(n_ctx: int = DEFAULT_N_CTX) -> Callable[[Command], Command]:
-    """ctx_size (`n_ctx` by default), kv_type and cross_kv_type."""
+def memory_options(n_ctx: int = DEFAULT_N_CTX) -> Callable[[Command], Command]:
+    """ctx_size (`n_ctx` by default), kv_type, cross_kv_type and repack."""
 
     def decorate(command: Command) -> Command:
         options = (
@@ -45,6 +45,9 @@ def context_options(n_ctx: int = DEFAULT_N_CTX) -> Callable[[Command], Command]:
                          help="Type of the context's keys and values; q8_0 takes half the memory."),
             click.option("--cross-kv-type", type=click.Choice(list(CROSS_KV_TYPES)), default="f16", show_default=True,
                          help="Type of the pictures' keys and values; q8_0 takes three quarters of the memory."),
+            click.option("--repack/--no-repack", " /-nr", default=True, show_default=True,
+                         help="Whether weights are copied into the layout of the CPU's kernels: loading takes longer, "
+                         "each token of an answer less."),
         )  # fmt: skip
         for option in reversed(options):
             command = option(command)
@@ -54,14 +57,14 @@ def context_options(n_ctx: int = DEFAULT_N_CTX) -> Callable[[Command], Command]:
 
 
 def load_options(n_ctx: int = DEFAULT_N_CTX) -> Callable[[Command], Command]:
-    """What loads a model: mmproj, text_type, those of `context_options`, threads, gpu_layers and mmproj_offload."""
+    """What loads a model: mmproj, text_type, those of `memory_options`, threads, gpu_layers and mmproj_offload."""
 
     def decorate(command: Command) -> Command:
         options = (
             click.option("--mmproj", metavar="FILE|REPO",
                          help="The mmproj file, if it is not beside the text file; or user/repo[:TYPE] on the Hub."),
             click.option("-q", "--text-type", help="Type that a checkpoint is converted to. Default: q4_k_m."),
-            context_options(n_ctx),
+            memory_options(n_ctx),
             threads_option("physical cores"),
             click.option("-ngl", "--gpu-layers", type=int, default=0, show_default=True,
                          help="Text layers on the GPU, -1 for all; any but 0 also puts the vision part there."),

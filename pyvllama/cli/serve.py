@@ -137,6 +137,7 @@ def _settings(model: str | None, given: dict[str, Any]) -> Settings:
         n_threads=given["threads"],
         n_gpu_layers=given["gpu_layers"],
         mmproj_offload=given["mmproj_offload"],
+        repack=given["repack"],
         kv_type=given["kv_type"],
         cross_kv_type=given["cross_kv_type"],
         image_cache_dir=given["image_cache"],

@@ -8,7 +8,7 @@ import click
 
 from pyvllama.cli import ui
 from pyvllama.cli.fit import examine_fit, print_fit
-from pyvllama.cli.options import context_options
+from pyvllama.cli.options import memory_options
 from pyvllama.errors import FormatError
 from pyvllama.gguf_file import GGUFFile, pairing_hash
 from pyvllama.inventory import inventory
@@ -82,10 +82,17 @@ def _contents(file: GGUFFile) -> dict[str, Any]:
 @click.argument("model", required=False)
 @click.option("--mmproj", type=click.Path(), help="The mmproj file, if it is not beside the text file.")
 @click.option("--fit", is_flag=True, help="Also how much memory a chat needs at most, and whether this machine has it.")
-@context_options()
+@memory_options()
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
 def show(
-    model: str | None, mmproj: str | None, fit: bool, ctx_size: int, kv_type: str, cross_kv_type: str, as_json: bool
+    model: str | None,
+    mmproj: str | None,
+    fit: bool,
+    ctx_size: int,
+    kv_type: str,
+    cross_kv_type: str,
+    repack: bool,
+    as_json: bool,
 ) -> None:
     """Show what is in a model, without loading it. MODEL is anything that `run` takes.
 
@@ -101,7 +108,7 @@ def show(
     pair = _find(model, mmproj)
     d = describe(pair)
     if fit:
-        d["fit"] = examine_fit(pair, ctx_size, kv_type, cross_kv_type)
+        d["fit"] = examine_fit(pair, ctx_size, kv_type, cross_kv_type, repack=repack)
     if as_json:
         click.echo(json.dumps(d, indent=2))
         return

@@ -13,7 +13,7 @@ from pyvllama.server.settings import Settings
 __all__ = ["make_pool"]
 
 _OF_LOAD = (  # settings that `pyvllama.load` has by the same names
-    *("n_ctx", "n_batch", "n_ubatch", "n_threads", "n_gpu_layers", "mmproj_offload"),
+    *("n_ctx", "n_batch", "n_ubatch", "n_threads", "n_gpu_layers", "mmproj_offload", "repack"),
     *("kv_type", "cross_kv_type", "flash_attn"),
     *("image_cache_bytes", "image_cache_dir", "image_cache_disk_bytes"),
 )

@@ -36,7 +36,7 @@ class Settings:
         aliases: further names that clients may call it by.
         text_type: type that a checkpoint is converted to; None: q4_k_m.
         n_ctx: positions of a model's context, for all requests that run at a time together.
-        n_batch, n_ubatch, n_threads, n_gpu_layers, mmproj_offload: as in `pyvllama.load`.
+        n_batch, n_ubatch, n_threads, n_gpu_layers, mmproj_offload, repack: as in `pyvllama.load`.
         kv_type, cross_kv_type, flash_attn: as in `pyvllama.load`.
         image_cache_bytes, image_cache_dir, image_cache_disk_bytes: as in `pyvllama.load`.
         parallel: answers of a model that are generated at a time.
@@ -74,6 +74,7 @@ class Settings:
     n_threads: int | None = None
     n_gpu_layers: int = 0
     mmproj_offload: bool = True
+    repack: bool = True
     kv_type: str = "f16"
     cross_kv_type: str = "f16"
     flash_attn: bool | None = None

@@ -8,7 +8,7 @@ from refusals import assert_misused, assert_refused
 from tiny_configs import CONFIGS
 
 from pyvllama.cli import fit
-from pyvllama.memory_need import Settings, memory_need, read_sizes
+from pyvllama.memory_need import MemorySettings, memory_need, read_sizes
 from pyvllama.types import Pair
 
 CONFIG = CONFIGS["two_tiles"]
@@ -69,7 +69,7 @@ def test_fit(cli, pair, monkeypatch):
     monkeypatch.setattr(fit, "available_memory", lambda: 64 << 30)
     got = shown(cli, pair.text, "--fit", "--ctx-size", "1024", "--kv-type", "q8_0", "--cross-kv-type", "f32")
     sizes = read_sizes(Pair(pair.text, pair.mmproj))
-    need = memory_need(sizes, Settings(1024, "q8_0", "f32"))
+    need = memory_need(sizes, MemorySettings(1024, "q8_0", "f32"))
     assert got["fit"]["need_total"] == need.total == sum(got["fit"]["need"].values())
     assert got["fit"]["phases"][need.peak] == need.total == max(got["fit"]["phases"].values())
     assert got["fit"]["fits"] is True and got["fit"]["options"] == []
@@ -79,7 +79,7 @@ def test_fit(cli, pair, monkeypatch):
 
 
 def test_what_does_not_fit(cli, pair, monkeypatch):
-    small = memory_need(read_sizes(Pair(pair.text, pair.mmproj)), Settings(1024)).total
+    small = memory_need(read_sizes(Pair(pair.text, pair.mmproj)), MemorySettings(1024)).total
     monkeypatch.setattr(fit, "available_memory", lambda: int(1.06 * small))
     result = cli("show", pair.text, "--fit", "--ctx-size", "1000000")
     assert result.exit_code == 0

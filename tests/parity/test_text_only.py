@@ -8,13 +8,14 @@ from harness import Decoder
 from pyvllama._runtime import llama_cpp
 
 
+@pytest.mark.parametrize("repack", [True, False], ids=["repacked", "mapped"])
 @pytest.mark.parametrize("n_ubatch", [7, 512])
 @pytest.mark.parametrize("flash", [False, True], ids=["plain", "flash"])
 @pytest.mark.parametrize("text_type", ["f32", "bf16", "q8_0", "q4_k_m"])
-def test_bit_identical_to_stock(tiny_pair, mmprojs, text_type, n_ubatch, flash):
+def test_bit_identical_to_stock(tiny_pair, mmprojs, text_type, n_ubatch, flash, repack):
     pair = tiny_pair("base", text_type)
     case = make_case("base", "text_only")
-    options = {"n_ubatch": n_ubatch, "flash": flash, "kv_type": 1}
+    options = {"n_ubatch": n_ubatch, "flash": flash, "kv_type": 1, "repack": repack}
     with Decoder(pair.text, **options) as stock, Decoder(pair.text, mmprojs(pair.mmproj), **options) as ours:
         for pieces in (None, (10, 1)):
             np.testing.assert_array_equal(ours.logits(case, pieces), stock.logits(case, pieces))

@@ -19,7 +19,7 @@ ROOT = Path(pyvllama.__file__).parent
 # which anything goes; `image.` is split because `fetch` and `limits` are below `source`.
 LAYERS = [
     ["errors"],
-    ["file_names", "hub_client", "huge_pages"],
+    ["file_names", "hub_client"],
     ["types", "fields", "image.limits"],
     ["config", "locate"],
     ["_native"],

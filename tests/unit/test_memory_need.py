@@ -16,7 +16,7 @@ from pyvllama.errors import ConfigError, FormatError
 from pyvllama.gguf_file import GGUFFile
 from pyvllama.image.tiling import preprocess
 from pyvllama.locate import pocket_pair
-from pyvllama.memory_need import Settings, Sizes, advice, available_memory, memory_need, read_sizes
+from pyvllama.memory_need import MemorySettings, Sizes, advice, available_memory, memory_need, read_sizes
 from pyvllama.types import Pair
 
 GIB = 1 << 30
@@ -58,17 +58,18 @@ def test_sizes_are_those_of_the_loaded_model(sizes):
         assert sizes.head == model.n_embd // model.hparams["text_n_head"]
 
 
-@pytest.mark.parametrize("cross_kv_type", ["f16", "q8_0", "f32"])
-def test_the_parts_of_a_picture(sizes, cross_kv_type):
-    with pyvllama.load(n_ctx=256, n_threads=1, cross_kv_type=cross_kv_type) as llm:
+@pytest.mark.parametrize(("cross_kv_type", "repack"), [("f16", True), ("q8_0", True), ("f32", True), ("f16", False)])
+def test_the_parts_of_a_picture(cross_kv_type, repack):
+    sizes = read_sizes(pocket_pair(), repack=repack)
+    with pyvllama.load(n_ctx=256, n_threads=1, cross_kv_type=cross_kv_type, repack=repack) as llm:
         mmproj = llm.model.mmproj
         pixels, ratio_id = whole_picture(llm.model)
         states, _, timings = mmproj.encode(pixels, ratio_id)
         assert sizes.tower == timings["compute_bytes"], "the buffer is planned as it is allocated"
-        need = memory_need(sizes, Settings(cross_kv_type=cross_kv_type))
+        need = memory_need(sizes, MemorySettings(cross_kv_type=cross_kv_type))
         assert states.n_bytes == pytest.approx(need.picture, abs=64 * 2 * sizes.n_cross), "but for alignment"
         assert pixels.size == sizes.image_values
-        plan = mmproj.plan()
+        plan = mmproj.plan(repack=repack)
         assert plan["copied_cross"] + plan["copied_tower"] == sizes.mmproj_copied
         assert sizes.mmproj_copied == pytest.approx(mmproj.device_bytes, rel=0.01), "what loading copies"
         assert plan["mapped_cross"] + plan["mapped_tower"] == mmproj.mapped_bytes
@@ -92,6 +93,15 @@ def test_a_mapped_mmproj_plans_as_a_repacked_one():
     assert sum(plans[0].values()) - plans[0]["compute"] <= pocket_pair().mmproj.stat().st_size * 1.1
 
 
+def test_without_copies_the_weights_are_read_in_the_files(sizes):
+    """All of the mmproj but its patch embedding, which is copied as F32."""
+    mapped = read_sizes(pocket_pair(), repack=False)
+    assert mapped.text_copied == 0 and mapped.text_mapped == sizes.text_copied + sizes.text_mapped
+    copied = native.Mmproj(pocket_pair().mmproj).plan()
+    assert mapped.mmproj_mapped == copied["copied_cross"] + copied["mapped_cross"]
+    assert 0 < mapped.mmproj_copied <= copied["copied_tower"]
+
+
 def test_what_is_repacked():
     assert not native.cpu_repacks("f32", 256, 256)
     with pytest.raises(ValueError, match="q9"):
@@ -100,10 +110,10 @@ def test_what_is_repacked():
 
 def test_the_context():
     """llama.cpp's own figures for Llama 3.1 8B: 128 KiB a position in F16."""
-    parts = memory_need(BIG, Settings(8192)).phases[TEXT]
+    parts = memory_need(BIG, MemorySettings(8192)).phases[TEXT]
     assert parts["context of 8192 (f16)"] == 8192 * 128 * 1024
-    assert memory_need(BIG, Settings(8192, "q8_0")).parts["context of 8192 (q8_0)"] == 8192 * 68 * 1024
-    assert memory_need(BIG, Settings(8000)).parts["context of 8000 (f16)"] == 8192 * 128 * 1024, "in steps of 256"
+    assert memory_need(BIG, MemorySettings(8192, "q8_0")).parts["context of 8192 (q8_0)"] == 8192 * 68 * 1024
+    assert memory_need(BIG, MemorySettings(8000)).parts["context of 8000 (f16)"] == 8192 * 128 * 1024, "in steps of 256"
 
 
 def test_the_phases():
@@ -111,10 +121,10 @@ def test_the_phases():
     assert need.peak == TEXT and need.total == sum(need.phases[TEXT].values())
     assert need.picture == 8 * 2 * 1024 * 6404 * 2
     small = replace(BIG, text_copied=1 << 20, text_mapped=1 << 20, text_file=2 << 20, n_cross=1, mmproj_mapped=0)
-    assert memory_need(small, Settings(n_ctx=256)).peak == PICTURE, "the tower takes more than a small text model"
+    assert memory_need(small, MemorySettings(n_ctx=256)).peak == PICTURE, "the tower takes more than a small text model"
     wide = memory_need(replace(BIG, tower=0))
     assert wide.phases[PICTURE]["computing"] > need.picture, "the states become keys and values"
-    assert memory_need(BIG, Settings(32768)).total > need.total
+    assert memory_need(BIG, MemorySettings(32768)).total > need.total
     assert need.fits(int(1.06 * need.total)) and not need.fits(need.total)
 
 
@@ -129,24 +139,24 @@ def test_the_phases():
     ],
 )
 def test_advice(n_ctx, available, expected):
-    need = memory_need(BIG, Settings(n_ctx))
+    need = memory_need(BIG, MemorySettings(n_ctx))
     options = advice(BIG, need, available)
     assert [option.split()[0] for option in options] == expected
     if options:
         named = dict(option.split() for option in options)
-        after = Settings(
+        after = MemorySettings(
             int(named.get("--ctx-size", n_ctx)), named.get("--kv-type", "f16"), named.get("--cross-kv-type", "f16")
         )
         assert memory_need(BIG, after).fits(available), "what is advised fits"
 
 
 def test_advice_changes_all_where_one_is_not_enough():
-    tight = -(-memory_need(BIG, Settings(1024, "q8_0", "q8_0")).total * 105 // 100)
-    need = memory_need(BIG, Settings(131072))
+    tight = -(-memory_need(BIG, MemorySettings(1024, "q8_0", "q8_0")).total * 105 // 100)
+    need = memory_need(BIG, MemorySettings(131072))
     assert advice(BIG, need, tight) == ["--ctx-size 1024", "--kv-type q8_0", "--cross-kv-type q8_0"]
     assert advice(BIG, need, tight - 2) == []
-    both = -(-memory_need(BIG, Settings(32768, "q8_0", "q8_0")).total * 105 // 100)
-    assert advice(BIG, memory_need(BIG, Settings(32768)), both) == ["--kv-type q8_0", "--cross-kv-type q8_0"]
+    both = -(-memory_need(BIG, MemorySettings(32768, "q8_0", "q8_0")).total * 105 // 100)
+    assert advice(BIG, memory_need(BIG, MemorySettings(32768)), both) == ["--kv-type q8_0", "--cross-kv-type q8_0"]
     odd = replace(BIG, head=80)
     assert advice(odd, need, tight) == [], "q8_0 takes 32 numbers at a time"
 
@@ -158,9 +168,9 @@ def test_what_is_refused():
     with pytest.raises(FormatError, match="no mmproj file"):
         read_sizes(Pair(pair.text, pair.text))
     with pytest.raises(ConfigError, match="kv_type"):
-        memory_need(BIG, Settings(kv_type="q4_0"))
+        memory_need(BIG, MemorySettings(kv_type="q4_0"))
     with pytest.raises(ConfigError, match="cross_kv_type"):
-        memory_need(BIG, Settings(cross_kv_type="q4_0"))
+        memory_need(BIG, MemorySettings(cross_kv_type="q4_0"))
 
 
 def test_available_memory(monkeypatch, tmp_path):
@@ -176,9 +186,9 @@ def test_available_memory(monkeypatch, tmp_path):
 
 @needs_smaps
 @pytest.mark.parametrize(
-    "options", [{}, {"n_ctx": 8192, "kv_type": "f32"}, {"cross_kv_type": "q8_0", "kv_type": "q8_0"}]
+    "options", [{}, {"n_ctx": 8192, "kv_type": "f32"}, {"cross_kv_type": "q8_0", "kv_type": "q8_0"}, {"repack": False}]
 )
-def test_a_whole_chat(sizes, options):
+def test_a_whole_chat(options):
     """5 %, and 16 MB: the pocket model is small beside Python and its packages, which differ between systems."""
     code = """
 import json, sys
@@ -192,7 +202,9 @@ with pyvllama.load(n_threads=1, **json.loads(sys.argv[1])) as llm:
 (peak,) = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM:")]
 print(1024 * int(peak))
 """
+    options = dict(options)
     command = [sys.executable, "-c", code, json.dumps(options)]
     run = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-    predicted = memory_need(sizes, Settings(**options)).total
+    sizes = read_sizes(pocket_pair(), repack=options.pop("repack", True))
+    predicted = memory_need(sizes, MemorySettings(**options)).total
     assert predicted == pytest.approx(int(run.stdout), rel=0.05, abs=16e6 + 0.05 * predicted)

@@ -2,7 +2,8 @@
 """Peak memory of a chat with a picture, beside what `pyvllama show --fit` predicts, and its speed inside a limit.
 
     tools/bench/memory.py MODEL [--mmproj FILE] [--n-ctx 4096] [--kv-type f16] [--cross-kv-type f16] [--tiles 4]
-                          [--words 600] [--pictures 1] [--threads 2] [--tokens 16] [--limit 8G] [--json FILE]
+                          [--no-repack] [--words 600] [--pictures 1] [--threads 2] [--tokens 16] [--limit 8G]
+                          [--json FILE]
 
 A process of its own loads MODEL (or `pocket`, the bundled model), encodes a picture, reads a prompt that fills a batch
 and generates. The prediction is of a full context and one picture: with --words it is filled, with --pictures more
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument("--n-ctx", type=int, default=4096)
     parser.add_argument("--kv-type", default="f16")
     parser.add_argument("--cross-kv-type", default="f16")
+    parser.add_argument("--repack", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--tiles", type=int, choices=(1, 2, 4), default=4)
     parser.add_argument("--words", type=int, default=600, help="Of the prompt, about a token each.")
     parser.add_argument("--pictures", type=int, default=1)
@@ -69,11 +71,13 @@ def main() -> None:
 
 def predict(args: argparse.Namespace) -> dict[str, Any]:
     """What `pyvllama show --fit` says."""
-    from pyvllama.memory_need import Settings, memory_need, read_sizes
+    from pyvllama.memory_need import MemorySettings, memory_need, read_sizes
     from pyvllama.resolve import resolve
 
     pair = resolve(name_of(args.model), args.mmproj)
-    need = memory_need(read_sizes(pair), Settings(args.n_ctx, args.kv_type, args.cross_kv_type))
+    need = memory_need(
+        read_sizes(pair, repack=args.repack), MemorySettings(args.n_ctx, args.kv_type, args.cross_kv_type)
+    )
     return {"total": need.total, "peak": need.peak, "parts": dict(need.parts)}
 
 
@@ -94,6 +98,7 @@ def chat(args: argparse.Namespace) -> dict[str, Any]:
         n_ctx=args.n_ctx,
         kv_type=args.kv_type,
         cross_kv_type=args.cross_kv_type,
+        repack=args.repack,
         n_threads=args.threads,
     ) as llm:
         load_s = time.perf_counter() - start

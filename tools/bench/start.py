@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """From the start of the program to the first token, with warm files: how long, and where the time goes.
 
-    tools/bench/start.py MODEL [--mmproj FILE] [--image FILE] [--threads 2] [--rounds 5] [--json FILE]
+    tools/bench/start.py MODEL [--mmproj FILE] [--image FILE] [--no-repack] [--threads 2] [--rounds 5] [--json FILE]
 
 Two kinds of processes take turns: `pyvllama run MODEL "Hi" --json` for one token, timed from its start until the answer
 is there, less the picture's and the prompt's time as it says itself; and a Python program that does the same through
@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--mmproj")
     parser.add_argument("--image")
+    parser.add_argument("--repack", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
@@ -74,6 +75,7 @@ def main() -> None:
         "model": pair.text.name,
         "mmproj": pair.mmproj.name,
         "threads": args.threads,
+        "repack": args.repack,
         "run": medians(runs),
         "all_runs": [run["beyond"] for run in runs],
         "parts": medians(parts),
@@ -102,6 +104,7 @@ def whole(args: argparse.Namespace) -> dict[str, float]:
     command = [sys.executable, "-m", "pyvllama.cli.main", "run", args.model, QUESTION, "--json"]
     command += ["--max-tokens", "1", "--temperature", "0", "--threads", str(args.threads)]
     command += [*(("--mmproj", args.mmproj) if args.mmproj else ()), *(("-i", args.image) if args.image else ())]
+    command += [] if args.repack else ["--no-repack"]
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout
@@ -118,6 +121,7 @@ def child(args: argparse.Namespace, kind: str, model: str) -> dict[str, float]:
     """This program again; what it says."""
     own = ["--mmproj", args.mmproj] if args.mmproj else []
     own += ["--image", args.image] if args.image else []
+    own += [] if args.repack else ["--no-repack"]
     command = [sys.executable, __file__, model, *own, "--threads", str(args.threads), "--child", kind]
     done = subprocess.run(
         [*command, "--spawned", str(time.time())], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True
@@ -152,7 +156,7 @@ def by_part(args: argparse.Namespace) -> dict[str, float]:
         setattr(where, name, clocked(getattr(where, name), part))
     native.Mmproj = clocked(native.Mmproj, "mmproj")
     mark = time.perf_counter()
-    llm = pyvllama.load(args.model, args.mmproj, n_threads=args.threads)
+    llm = pyvllama.load(args.model, args.mmproj, n_threads=args.threads, repack=args.repack)
     found["rest of loading"] = time.perf_counter() - mark - sum(found[part] for part in {*PARTS.values(), "mmproj"})
     parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": args.image}}] if args.image else []
     messages = [{"role": "user", "content": [*parts, {"type": "text", "text": QUESTION}]}]
@@ -191,7 +195,9 @@ def llama_alone(path: str) -> dict[str, float]:
 
 def report(r: dict[str, Any]) -> None:
     print(json.dumps(r["machine"]))
-    print(f"{r['model']} + {r['mmproj']}, {r['threads']} threads, files in memory")
+    print(
+        f"{r['model']} + {r['mmproj']}, {r['threads']} threads, files in memory{'' if r['repack'] else ', --no-repack'}"
+    )
     run, beyond = r["run"], r["all_runs"]
     print(
         f"`run`: first token after {run['until the first token']:.2f} s, {run['picture and prompt']:.2f} s of it "
