@@ -19,7 +19,7 @@ from typing import Any
 
 from pyvllama.errors import BackendError
 
-__all__ = ["attach_threadpool", "default_n_threads", "init_backend", "llama_cpp", "native"]
+__all__ = ["attach_threadpool", "default_n_threads", "init_backend", "llama_cpp", "native", "set_fields"]
 
 _log = logging.getLogger("pyvllama.llama_cpp")
 # ggml_log_level; a step lower than its name, for llama.cpp is talkative and what matters is raised as well
@@ -73,6 +73,26 @@ class _LogLines:
 
 
 _log_callback = llama_cpp.llama_log_callback(_LogLines())  # kept alive here: C holds a pointer to it
+
+
+def set_fields(struct: ctypes.Structure, **values: Any) -> None:
+    """Fill in one of llama.cpp's structs: ctypes takes any name, known to C or not, and cuts what is too large.
+
+    Raises:
+        AttributeError: the struct has no such field.
+        TypeError: a bool for what is none, or the other way round; or what ctypes does not take.
+        OverflowError: an integer that the field does not hold.
+    """
+    kinds = {name: kind for name, kind, *_ in struct._fields_}
+    for name, value in values.items():
+        if name not in kinds:
+            raise AttributeError(f"{type(struct).__name__} has no field {name}; it has {', '.join(kinds)}")
+        if isinstance(value, bool) != (kinds[name] is ctypes.c_bool):
+            raise TypeError(f"{type(struct).__name__}.{name} is {kinds[name].__name__}, not {value!r}")
+        setattr(struct, name, value)
+        # float32 rounds; addresses and callbacks do not come back as what they were
+        if isinstance(value, int) and (getattr(struct, name) or 0) != value:  # NULL comes back as None
+            raise OverflowError(f"{type(struct).__name__}.{name} is {kinds[name].__name__}, too small for {value}")
 
 
 def attach_threadpool(context: Any, threadpool: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyvllama._runtime import attach_threadpool, llama_cpp, native
+from pyvllama._runtime import attach_threadpool, llama_cpp, native, set_fields
 from pyvllama.errors import BackendError, ConfigError, ContextOverflow
 from pyvllama.model import Model
 
@@ -94,18 +94,25 @@ class Context:
         self._weights: Any = model.weights.acquire()
         self._hook: Any = native.DecodeHook(model.mmproj, n_threads=max(params.n_threads, params.n_threads_batch))
         c = llama_cpp.llama_context_default_params()
-        c.n_ctx, c.n_seq_max = params.n_ctx, params.n_seq_max
-        c.n_batch = min(params.n_batch, params.n_ctx)
-        c.n_ubatch = min(params.n_ubatch, c.n_batch)
-        c.n_threads, c.n_threads_batch = params.n_threads, params.n_threads_batch
-        c.type_k = c.type_v = KV_TYPES[params.kv_type]
-        c.flash_attn_type = _FLASH_ATTN[params.flash_attn]
-        # One KV stream: with several, llama.cpp reorders rows between ubatches and the hook would mistake them.
-        c.kv_unified = True
-        c.cb_eval = ctypes.cast(self._hook.cb_eval, llama_cpp.ggml_backend_sched_eval_callback)
-        c.cb_eval_user_data = self._hook.user_data
-        c.abort_callback = ctypes.cast(self._hook.abort_callback, llama_cpp.ggml_abort_callback)
-        c.abort_callback_data = self._hook.user_data
+        n_batch = min(params.n_batch, params.n_ctx)
+        set_fields(
+            c,
+            n_ctx=params.n_ctx,
+            n_seq_max=params.n_seq_max,
+            n_batch=n_batch,
+            n_ubatch=min(params.n_ubatch, n_batch),
+            n_threads=params.n_threads,
+            n_threads_batch=params.n_threads_batch,
+            type_k=KV_TYPES[params.kv_type],
+            type_v=KV_TYPES[params.kv_type],
+            flash_attn_type=_FLASH_ATTN[params.flash_attn],
+            # One KV stream: with several, llama.cpp reorders rows between ubatches and the hook would mistake them.
+            kv_unified=True,
+            cb_eval=ctypes.cast(self._hook.cb_eval, llama_cpp.ggml_backend_sched_eval_callback),
+            cb_eval_user_data=self._hook.user_data,
+            abort_callback=ctypes.cast(self._hook.abort_callback, llama_cpp.ggml_abort_callback),
+            abort_callback_data=self._hook.user_data,
+        )
         self._params = c  # holds the callbacks
         self._ctx = llama_cpp.llama_init_from_model(model.handle, c)
         if not self._ctx:

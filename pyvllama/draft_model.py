@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pyvllama._runtime import llama_cpp, native
+from pyvllama._runtime import llama_cpp, native, set_fields
 from pyvllama.context import ContextParams
 from pyvllama.draft import Draft
 from pyvllama.errors import BackendError, FormatError
@@ -67,12 +67,18 @@ class DraftModel(Draft):
         # Only for its abort callback: it knows of Ctrl-C and of `interrupt`.
         self._hook = native.DecodeHook(model.mmproj)
         c = llama_cpp.llama_context_default_params()
-        c.n_ctx, c.n_seq_max = params.n_ctx, 1
-        c.n_batch = min(_N_BATCH, params.n_ctx)
-        c.n_ubatch = min(params.n_ubatch, c.n_batch)
-        c.n_threads, c.n_threads_batch = params.n_threads, params.n_threads_batch
-        c.abort_callback = ctypes.cast(self._hook.abort_callback, llama_cpp.ggml_abort_callback)
-        c.abort_callback_data = self._hook.user_data
+        n_batch = min(_N_BATCH, params.n_ctx)
+        set_fields(
+            c,
+            n_ctx=params.n_ctx,
+            n_seq_max=1,
+            n_batch=n_batch,
+            n_ubatch=min(params.n_ubatch, n_batch),
+            n_threads=params.n_threads,
+            n_threads_batch=params.n_threads_batch,
+            abort_callback=ctypes.cast(self._hook.abort_callback, llama_cpp.ggml_abort_callback),
+            abort_callback_data=self._hook.user_data,
+        )
         self._params = c
         self._ctx = llama_cpp.llama_init_from_model(self._weights.handle, c)
         if not self._ctx:

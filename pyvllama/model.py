@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyvllama._runtime import default_n_threads, init_backend, llama_cpp, native
+from pyvllama._runtime import default_n_threads, init_backend, llama_cpp, native, set_fields
 from pyvllama.config import PreprocessorConfig
 from pyvllama.errors import BackendError, Cancelled, ConfigError
 from pyvllama.fingerprint import weights_fingerprint
@@ -300,15 +300,17 @@ def load_text(
         return go_on
 
     params = llama_cpp.llama_model_default_params()
-    params.n_gpu_layers = 0x7FFFFFFF if n_gpu_layers < 0 else n_gpu_layers
-    params.load_mode = llama_cpp.LLAMA_LOAD_MODE_AUTO if use_mmap else llama_cpp.LLAMA_LOAD_MODE_NONE
-    params.use_extra_bufts = repack
+    set_fields(
+        params,
+        n_gpu_layers=0x7FFFFFFF if n_gpu_layers < 0 else n_gpu_layers,
+        load_mode=llama_cpp.LLAMA_LOAD_MODE_AUTO if use_mmap else llama_cpp.LLAMA_LOAD_MODE_NONE,
+        use_extra_bufts=repack,
+        progress_callback=llama_cpp.llama_progress_callback(on_progress),
+    )
     if placement and placement.devices:
         devices = (ctypes.c_void_p * (len(placement.devices) + 1))(*placement.devices)  # the last one is NULL
         shares = (ctypes.c_float * llama_cpp.llama_max_devices())(*placement.shares)
-        params.devices, params.tensor_split = ctypes.addressof(devices), shares
-    callback = llama_cpp.llama_progress_callback(on_progress)
-    params.progress_callback = callback
+        set_fields(params, devices=ctypes.addressof(devices), tensor_split=shares)
     handle = llama_cpp.llama_model_load_from_file(os.fsencode(file.path), params)
     _drop_pages(file)
     if stopped:

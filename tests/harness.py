@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from cases import Case, Image, images_seen
 
-from pyvllama._runtime import llama_cpp, native
+from pyvllama._runtime import llama_cpp, native, set_fields
 
 N_THREADS = 1  # tiny matrices; with more, threads wait for one another, for long where cores are taken
 
@@ -61,23 +61,31 @@ class Decoder:
         self.mmproj = mmproj
         self.hook = native.DecodeHook(mmproj, n_threads=n_threads) if mmproj is not None else None
         model_params = llama_cpp.llama_model_default_params()
-        model_params.n_gpu_layers, model_params.use_extra_bufts = n_gpu_layers, repack
+        set_fields(model_params, n_gpu_layers=n_gpu_layers, use_extra_bufts=repack)
         if tensor_split:
             split = [*tensor_split, *[0.0] * (llama_cpp.llama_max_devices() - len(tensor_split))]
-            model_params.tensor_split = (ctypes.c_float * len(split))(*split)
+            set_fields(model_params, tensor_split=(ctypes.c_float * len(split))(*split))
         self.model = llama_cpp.llama_model_load_from_file(str(text).encode(), model_params)
         assert self.model, f"llama.cpp does not load {text}"
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = n_ctx, n_ctx, n_ubatch, n_seq_max
-        params.n_threads = params.n_threads_batch = n_threads
-        params.kv_unified = True
-        params.type_k = params.type_v = kv_type
-        params.flash_attn_type = 1 if flash else 0
+        set_fields(
+            params,
+            n_ctx=n_ctx,
+            n_batch=n_ctx,
+            n_ubatch=n_ubatch,
+            n_seq_max=n_seq_max,
+            n_threads=n_threads,
+            n_threads_batch=n_threads,
+            kv_unified=True,
+            type_k=kv_type,
+            type_v=kv_type,
+            flash_attn_type=1 if flash else 0,
+        )
         if self.hook is not None:
-            params.cb_eval = ctypes.cast(self.hook.cb_eval, llama_cpp.ggml_backend_sched_eval_callback)
-            params.cb_eval_user_data = self.hook.user_data
+            callback = ctypes.cast(self.hook.cb_eval, llama_cpp.ggml_backend_sched_eval_callback)
+            set_fields(params, cb_eval=callback, cb_eval_user_data=self.hook.user_data)
         elif cb_eval is not None:
-            params.cb_eval = cb_eval
+            set_fields(params, cb_eval=cb_eval)
         self.context = llama_cpp.llama_init_from_model(self.model, params)
         assert self.context, "llama.cpp makes no context"
         self.n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyvllama._runtime import default_n_threads, llama_cpp, native
+from pyvllama._runtime import default_n_threads, llama_cpp, native, set_fields
 from pyvllama.errors import BackendError
 from pyvllama.image.limits import ImageLimits
 from pyvllama.image.source import load_image
@@ -162,10 +162,13 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp is not looked i
     def context_params(self, params: Any) -> None:
         # llama_cpp.Llama's constructor goes on to fill these in and makes its context with them
         if self._hook is not None:
-            params.cb_eval = ctypes.cast(self._hook.cb_eval, llama_cpp.ggml_backend_sched_eval_callback)
-            params.cb_eval_user_data = self._hook.user_data
-            params.abort_callback = ctypes.cast(self._hook.abort_callback, llama_cpp.ggml_abort_callback)
-            params.abort_callback_data = self._hook.user_data
+            set_fields(
+                params,
+                cb_eval=ctypes.cast(self._hook.cb_eval, llama_cpp.ggml_backend_sched_eval_callback),
+                cb_eval_user_data=self._hook.user_data,
+                abort_callback=ctypes.cast(self._hook.abort_callback, llama_cpp.ggml_abort_callback),
+                abort_callback_data=self._hook.user_data,
+            )
         self._context_params = params
 
     def render(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny_configs import CONFIGS
 
-from pyvllama._runtime import llama_cpp
+from pyvllama._runtime import llama_cpp, set_fields
 from pyvllama.conversion import convert, typed_rows
 from pyvllama.gguf_file import GGUFFile
 from pyvllama.types import Pair
@@ -26,7 +26,7 @@ def convert_small(checkpoint, out_dir, **options):
 def llama_quantize(source, target, ftype):
     """llama.cpp's own quantizer."""
     params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype, params.nthread = ftype, 2
+    set_fields(params, ftype=ftype, nthread=2)
     assert llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params)) == 0
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pyvllama import quantize
-from pyvllama._runtime import llama_cpp
+from pyvllama._runtime import llama_cpp, set_fields
 from pyvllama.conversion import convert
 from pyvllama.conversion.imatrix_file import ColumnSums, ImportanceMatrix
 from pyvllama.conversion.policy import TEXT_TYPES, FileType, Layer, Role, matrix_type, needs_importance
@@ -58,13 +58,13 @@ def f32(tmp_path_factory):
 def llama_quantize(source, target, chosen: FileType, importance=None):
     """llama.cpp's own quantizer; `importance`: tensor name -> float32 [n_per_row]."""
     params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype, params.nthread = chosen.number, 2
+    set_fields(params, ftype=chosen.number, nthread=2)
     if importance is not None:
         entries = (llama_cpp.llama_model_imatrix_data * (len(importance) + 1))()
         for entry, (name, values) in zip(entries, importance.items(), strict=False):
             entry.name, entry.size = name.encode(), len(values)
             entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-        params.imatrix = ctypes.cast(entries, type(params.imatrix))
+        set_fields(params, imatrix=ctypes.cast(entries, type(params.imatrix)))
     assert llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params)) == 0
     return GGUFFile(target)
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pyvllama
-from pyvllama._runtime import llama_cpp
+from pyvllama._runtime import llama_cpp, set_fields
 from pyvllama.config import MllamaConfig
 from pyvllama.conversion.checkpoint import Checkpoint
 from pyvllama.conversion.output import write_files
@@ -52,7 +52,7 @@ def edit(directory, name, change):
 def load_vocabulary(path):
     """(model, vocabulary) as stock llama.cpp reads them from a text GGUF."""
     params = llama_cpp.llama_model_default_params()
-    params.vocab_only = True
+    set_fields(params, vocab_only=True)
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
     assert model
     return model, llama_cpp.llama_model_get_vocab(model)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pyvllama._runtime import llama_cpp
+from pyvllama._runtime import llama_cpp, set_fields
 from pyvllama.errors import PromptError
 from pyvllama.prompt import build_prompt
 from pyvllama.template import ChatTemplate
@@ -292,7 +292,7 @@ def test_any_hostile_conversation_is_the_templates_tokens_and_plain_text(turns):
 @pytest.fixture(scope="module")
 def pocket(pocket_pair, pocket_checkpoint):
     params = llama_cpp.llama_model_default_params()
-    params.vocab_only = True
+    set_fields(params, vocab_only=True)
     model = llama_cpp.llama_model_load_from_file(str(pocket_pair.text).encode(), params)
     source = json.loads((pocket_checkpoint / "chat_template.json").read_text(encoding="utf-8"))["chat_template"]
     yield Tokenizer(llama_cpp.llama_model_get_vocab(model)), ChatTemplate(source, bos_token="<|begin_of_text|>")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pyvllama._runtime import llama_cpp
+from pyvllama._runtime import llama_cpp, set_fields
 from pyvllama.tokenizer import Tokenizer, well_formed
 
 SPECIALS = ["<|image|>", "<|eot_id|>", "<|begin_of_text|>", "<|start_header_id|>", "<|reserved_special_token_3|>"]
@@ -24,7 +24,7 @@ shared = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], d
 @pytest.fixture(scope="module")
 def tokenizer(pocket_pair):
     params = llama_cpp.llama_model_default_params()
-    params.vocab_only = True
+    set_fields(params, vocab_only=True)
     model = llama_cpp.llama_model_load_from_file(str(pocket_pair.text).encode(), params)
     assert model
     yield Tokenizer(llama_cpp.llama_model_get_vocab(model))

@@ -22,9 +22,9 @@ from machine import Cost, describe, drop_page_cache, watch
 
 QUANTIZE = """
 import ctypes, sys
-from pyvllama._runtime import llama_cpp
+from pyvllama._runtime import llama_cpp, set_fields
 params = llama_cpp.llama_model_quantize_default_params()
-params.ftype, params.nthread = 15, int(sys.argv[3])
+set_fields(params, ftype=15, nthread=int(sys.argv[3]))
 sys.exit(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), ctypes.byref(params)))
 """
 

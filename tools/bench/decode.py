@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from machine import describe
 
-from pyvllama._runtime import llama_cpp, native
+from pyvllama._runtime import llama_cpp, native, set_fields
 from pyvllama.context import Context, ContextParams, Row
 from pyvllama.generation import generate
 from pyvllama.gguf_file import GGUFFile
@@ -51,8 +51,14 @@ class Stock:
 
     def __init__(self, model: Model, params: ContextParams) -> None:
         c = llama_cpp.llama_context_default_params()
-        c.n_ctx, c.n_batch, c.n_ubatch = params.n_ctx, params.n_batch, params.n_ubatch
-        c.n_threads = c.n_threads_batch = params.n_threads
+        set_fields(
+            c,
+            n_ctx=params.n_ctx,
+            n_batch=params.n_batch,
+            n_ubatch=params.n_ubatch,
+            n_threads=params.n_threads,
+            n_threads_batch=params.n_threads,
+        )
         self.handle = llama_cpp.llama_init_from_model(model.handle, c)
         self._batch = llama_cpp.llama_batch_init(params.n_batch, 0, 1)
 
