@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Text generation and prompts with and without a picture, against stock llama.cpp and against what is possible.
 
-    tools/bench/decode.py TEXT.gguf [--mmproj FILE] [--cross-kv-type f16] [--threads 2] [--rounds 40] [--json FILE]
+    tools/bench/decode.py TEXT.gguf [--mmproj FILE] [--cross-kv-type f16] [--no-repack] [--threads 2] [--rounds 40]
+                          [--json FILE]
 
 Stock is llama.cpp through llama_cpp's low-level API: a context of its own on the same loaded weights, without our hook.
 Ours is `Context.decode`. In a round, stock comes before and after each of the others, whose order is drawn; a turn is
@@ -93,6 +94,7 @@ def main() -> None:
     parser.add_argument("text", type=Path)
     parser.add_argument("--mmproj", type=Path)
     parser.add_argument("--cross-kv-type", default="f16")
+    parser.add_argument("--repack", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--prompt-rounds", type=int, default=5, help="0: no prompts, which take minutes.")
@@ -105,6 +107,7 @@ def main() -> None:
         n_ctx=1024,
         n_threads=args.threads,
         cross_kv_type=args.cross_kv_type,
+        repack=args.repack,
     )
     if args.json:
         args.json.write_text(json.dumps(result, indent=1))
@@ -152,6 +155,7 @@ def measure(model: Model, params: ContextParams, rounds: int, prompt_rounds: int
         "text": model.text_path.name,
         "mmproj": model.mmproj_path.name,
         "cross_kv_type": model.cross_kv_type,
+        "repack": model.repack,
         "threads": params.n_threads,
         "bytes": {**sizes, **{f"kv of {n} tiles": image.n_bytes for n, image in images.items()}},
         "bandwidth_gb_per_second": bandwidth,
@@ -321,9 +325,8 @@ def python_share(session: Session, image: Any, n: int = 24) -> dict[str, float]:
 def report(r: dict[str, Any]) -> None:
     print(json.dumps(r["machine"]))
     sizes = ", ".join(f"{name} {n / 1e6:.0f} MB" for name, n in r["bytes"].items())
-    print(
-        f"{r['text']} + {r['mmproj']}, picture in {r['cross_kv_type']}, {r['threads']} threads; a token reads: {sizes}"
-    )
+    way = f"picture in {r['cross_kv_type']}, {r['threads']} threads" + ("" if r["repack"] else ", --no-repack")
+    print(f"{r['text']} + {r['mmproj']}, {way}; a token reads: {sizes}")
     print(f"memory read by {r['threads']} threads: {r['bandwidth_gb_per_second']:.1f} GB/s")
     stock = r["stock_tokens_per_second"]
     print(

@@ -195,9 +195,8 @@ def llama_alone(path: str) -> dict[str, float]:
 
 def report(r: dict[str, Any]) -> None:
     print(json.dumps(r["machine"]))
-    print(
-        f"{r['model']} + {r['mmproj']}, {r['threads']} threads, files in memory{'' if r['repack'] else ', --no-repack'}"
-    )
+    way = f"{r['threads']} threads, files in memory" + ("" if r["repack"] else ", --no-repack")
+    print(f"{r['model']} + {r['mmproj']}, {way}")
     run, beyond = r["run"], r["all_runs"]
     print(
         f"`run`: first token after {run['until the first token']:.2f} s, {run['picture and prompt']:.2f} s of it "
