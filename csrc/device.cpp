@@ -7,11 +7,6 @@
 #include "errors.h"
 #include "ggml-cpu.h"
 
-#ifdef __linux__
-#include <sys/mman.h>
-#include <unistd.h>
-#endif
-
 namespace pyvllama {
 
 namespace {
@@ -84,23 +79,6 @@ ggml_backend_buffer_type_t device::matmul_buft(const ggml_tensor * weight, bool 
         }
     }
     return default_buft();
-}
-
-void advise_huge_pages(ggml_backend_buffer_t buffer) {
-#ifdef MADV_HUGEPAGE
-    ggml_backend_dev_t dev = ggml_backend_buft_get_device(ggml_backend_buffer_get_type(buffer));
-    if (dev && ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU) {
-        const uintptr_t page = (uintptr_t) sysconf(_SC_PAGESIZE),
-                        base = (uintptr_t) ggml_backend_buffer_get_base(buffer);
-        const uintptr_t first = (base + page - 1) / page * page,
-                        end = (base + ggml_backend_buffer_get_size(buffer)) / page * page;
-        if (first < end) {
-            madvise((void *) first, end - first, MADV_HUGEPAGE);
-        }
-    }
-#else
-    (void) buffer;
-#endif
 }
 
 std::vector<std::string> device_names() {

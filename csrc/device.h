@@ -41,10 +41,6 @@ std::vector<std::string> device_names();
 // host's memory. One that two backends know (CUDA and Vulkan) counts once.
 std::vector<ggml_backend_dev_t> offload_devices();
 
-// Asks for huge pages under a buffer that is much read and not written yet. On the CPU of Linux; a failure does not
-// matter.
-void advise_huge_pages(ggml_backend_buffer_t buffer);
-
 // Sets the CPU backend's thread count; does nothing on other backends.
 void set_n_threads(ggml_backend_t backend, int n_threads);
 

@@ -56,7 +56,6 @@ image_states::image_states(const mllama_weights & weights, ggml_type type, int n
             throw backend_error(std::string("no memory on ") + ggml_backend_dev_name(dev) +
                                 " for an image's keys and values");
         }
-        advise_huge_pages(buffers_.back().get());
     }
 }
 

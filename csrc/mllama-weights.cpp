@@ -221,7 +221,6 @@ void mllama_weights::place(bool repack, const progress_fn & progress) {
         }
         buffers_.emplace_back(buffer);
         ggml_backend_buffer_set_usage(buffer, GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
-        advise_huge_pages(buffer);
         device_bytes_ += size;
         ggml_tallocr alloc = ggml_tallocr_new(buffer);
         for (ggml_tensor * t : tensors) {
