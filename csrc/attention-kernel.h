@@ -2,6 +2,7 @@
 //   element                        float, or uint16_t for bf16
 //   LANES, GROUP, VECTORS          floats of a vector; queries at once; vectors of a panel: GROUP * VECTORS sums
 //   PANEL, PANELS                  keys of a panel; panels of a block
+//   STEP                           rows of b that lie interleaved
 //   vec, load, store, all, larger, largest_of, exp2_of        vectors of F32
 //   multiply(acc, a, b, width, n)  acc[r][j] += sum over i of a[r][i] * b[i][j], b having width columns
 //   weigh(scores, n, scale, top, weights)  weights = 2^((scores - top) * scale), as elements; returns their sum
@@ -58,8 +59,6 @@ inline void add_values(float * out, int padded, const element * const (&weights)
         }
     }
 }
-
-constexpr int STEP = sizeof(float) / sizeof(element);  // rows of b that lie interleaved
 
 void attend(const attention_part<element> & part) {
     const int d = part.n_embd_head, padded = (d + LANES - 1) / LANES * LANES;

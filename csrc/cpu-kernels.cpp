@@ -7,6 +7,13 @@
 #ifdef PYVLLAMA_KERNELS_X86
 #include <cpuid.h>
 #endif
+#ifdef PYVLLAMA_KERNELS_NEON_BF16
+#if defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+#endif
 
 namespace pyvllama {
 
@@ -34,6 +41,21 @@ bool has_avx512_bf16() {
 #endif
 #endif
 
+#ifdef PYVLLAMA_KERNELS_NEON_BF16
+bool has_neon_bf16() {
+#if defined(__linux__)
+    constexpr unsigned long HAS_BF16 = 1ul << 14;  // HWCAP2_BF16, which not every system's headers know
+    return getauxval(AT_HWCAP2) & HAS_BF16;
+#elif defined(__APPLE__)
+    int has = 0;
+    size_t size = sizeof(has);
+    return sysctlbyname("hw.optional.arm.FEAT_BF16", &has, &size, nullptr, 0) == 0 && has;
+#else
+    return false;
+#endif
+}
+#endif
+
 }  // namespace
 
 std::string cpu_kernels::name() const {
@@ -54,6 +76,11 @@ std::vector<cpu_kernels> all_cpu_kernels() {
     }
     if (has_avx2()) {
         all.push_back({ &kernels_avx2, nullptr });
+    }
+#endif
+#ifdef PYVLLAMA_KERNELS_NEON_BF16
+    if (has_neon_bf16()) {
+        all.push_back({ &kernels_baseline, &kernels_neon_bf16 });
     }
 #endif
     all.push_back({ &kernels_baseline, nullptr });

@@ -131,6 +131,7 @@ using element = float;
 
 constexpr int PANEL = LANES * VECTORS;
 constexpr int PANELS = (256 + PANEL - 1) / PANEL;  // of a block: its keys and values stay in L2
+constexpr int STEP = 1;
 
 template <int M, int N>
 inline __attribute__((always_inline)) void multiply(vec (&acc)[M][N], const float * const (&a)[M], const float * b,

@@ -1,6 +1,7 @@
 // Attention of a few queries, where what counts is that keys and values are read once and fast: cpu-kernels.h's few.
-// Written once for vectors of any width. f32-kernels.h includes it where a file has defined before, for __m512 or
-// __m256 as vec:
+// Written once for vectors of any width. f32-kernels.h includes it where a file has defined before, for __m512, __m256
+// or float32x4_t as vec:
+//   SUMS                             vectors of sums that the registers hold: a multiple of LANES
 //   load_f16, load_bf16, load_i8     LANES numbers of such a type, as floats
 //   all_f16                          one F16 number, as a vector
 //   add_up(sums)                     lane i of the result: sum over sums[i], i < LANES
@@ -32,21 +33,31 @@ inline vec load_as(const char * p) {
                                : (vec) load_i8(p);
 }
 
-// scores[r * FEW_KEYS + i] = q_r . k_i for N queries; scores behind the last key are those of no key. LANES sums at a
-// time: of N queries and LANES / N keys.
+static_assert(SUMS % LANES == 0 && SUMS <= 16, "rows are as long as a multiple of 16");
+
+// SUMS numbers: the sums over the vectors.
+inline void store_sums(const vec (&sums)[SUMS], float * out) {
+#pragma GCC unroll 4
+    for (int s = 0; s < SUMS; s += LANES) {
+        store(out + s, (vec) add_up(sums + s));
+    }
+}
+
+// scores[r * FEW_KEYS + i] = q_r . k_i for N queries; scores behind the last key are those of no key. SUMS sums at a
+// time: of N queries and SUMS / N keys.
 template <int N, stored T>
 inline void few_scores(const few_part & part, const float * q, float * scores) {
-    constexpr int KEYS_AT_ONCE = LANES / N;
+    constexpr int KEYS_AT_ONCE = SUMS / N;
     const int d = part.n_embd_head;
     for (int i = 0; i < part.n_keys; i += KEYS_AT_ONCE) {
         const char * k[KEYS_AT_ONCE];
-        vec sums[LANES];
+        vec sums[SUMS];
 #pragma GCC unroll 16
         for (int m = 0; m < KEYS_AT_ONCE; ++m) {
             k[m] = part.k + (size_t) (i + m < part.n_keys ? i + m : part.n_keys - 1) * part.k_stride;
         }
 #pragma GCC unroll 16
-        for (int s = 0; s < LANES; ++s) {
+        for (int s = 0; s < SUMS; ++s) {
             sums[s] = all(0.0f);
         }
         // q8_0: blocks of an F16 factor and 32 numbers
@@ -83,29 +94,29 @@ inline void few_scores(const few_part & part, const float * q, float * scores) {
                 }
             }
         }
-        const vec all_sums = (vec) add_up(sums);
+        float all_sums[SUMS];
+        store_sums(sums, all_sums);
         for (int r = 0; r < N; ++r) {
-            __builtin_memcpy(scores + r * FEW_KEYS + i, (const float *) &all_sums + r * KEYS_AT_ONCE,
-                             KEYS_AT_ONCE * sizeof(float));
+            __builtin_memcpy(scores + r * FEW_KEYS + i, all_sums + r * KEYS_AT_ONCE, KEYS_AT_ONCE * sizeof(float));
         }
     }
 }
 
-// out[r * (d + 2) + c] = sum over i of weights[r * FEW_KEYS + i] * v_c[i]: N queries and LANES / N rows of values at a
+// out[r * (d + 2) + c] = sum over i of weights[r * FEW_KEYS + i] * v_c[i]: N queries and SUMS / N rows of values at a
 // time.
 template <int N, stored T>
 inline void few_values(const few_part & part, const float * weights, float * out) {
-    constexpr int ROWS = LANES / N, BYTES = size_of<T>();
+    constexpr int ROWS = SUMS / N, BYTES = size_of<T>();
     const int d = part.n_embd_head, whole = part.n_keys / LANES * LANES;
     for (int c = 0; c < d; c += ROWS) {
         const char * v[ROWS];
-        vec sums[LANES];
+        vec sums[SUMS];
 #pragma GCC unroll 16
         for (int m = 0; m < ROWS; ++m) {
             v[m] = part.v + (size_t) (c + m) * part.v_stride;
         }
 #pragma GCC unroll 16
-        for (int s = 0; s < LANES; ++s) {
+        for (int s = 0; s < SUMS; ++s) {
             sums[s] = all(0.0f);
         }
         const size_t next = c + ROWS < d ? ROWS * part.v_stride : 0;  // from one of these rows to one of the next
@@ -136,9 +147,10 @@ inline void few_values(const few_part & part, const float * weights, float * out
                 }
             }
         }
-        const vec all_sums = (vec) add_up(sums);
+        float all_sums[SUMS];
+        store_sums(sums, all_sums);
         for (int r = 0; r < N; ++r) {
-            __builtin_memcpy(out + r * (d + 2) + c, (const float *) &all_sums + r * ROWS, ROWS * sizeof(float));
+            __builtin_memcpy(out + r * (d + 2) + c, all_sums + r * ROWS, ROWS * sizeof(float));
         }
     }
 }
@@ -160,7 +172,7 @@ inline void few_queries(const few_part & part, const float * q, float * out) {
             few_scores<N, stored::q8_0>(part, q, scores);
             break;
     }
-    for (int m = 0; m < LANES / N; ++m) {  // the first rows of values, while weights are computed
+    for (int m = 0; m < SUMS / N; ++m) {  // the first rows of values, while weights are computed
         for (int b = 0; b < part.n_keys * 2; b += 64) {
             prefetch(part.v + m * part.v_stride + b);
         }

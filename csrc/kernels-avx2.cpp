@@ -24,7 +24,7 @@ inline __m256 all_f16(const char * p) {
 }
 
 template <typename V>
-inline __m256 add_up(const V (&s)[8]) {
+inline __m256 add_up(const V * s) {
     const __m256 a = _mm256_hadd_ps(_mm256_hadd_ps(s[0], s[1]), _mm256_hadd_ps(s[2], s[3]));
     const __m256 b = _mm256_hadd_ps(_mm256_hadd_ps(s[4], s[5]), _mm256_hadd_ps(s[6], s[7]));
     // halves of a: of sums 0 to 3; of b: of sums 4 to 7
@@ -41,4 +41,5 @@ inline __m256 add_up(const V (&s)[8]) {
 #define GROUP 6
 #define VECTORS 2
 #define FEW_QUERIES
+#define SUMS 8
 #include "f32-kernels.h"

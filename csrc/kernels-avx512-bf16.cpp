@@ -113,6 +113,7 @@ using element = uint16_t;
 constexpr int LANES = 16, GROUP = 5, VECTORS = 5;  // 25 sums, 5 vectors of b, 1 of a
 constexpr int PANEL = LANES * VECTORS;
 constexpr int PANELS = 6;  // of a block: its keys and values stay in L2
+constexpr int STEP = 2;
 
 void pack_keys(const uint16_t * k, size_t k_stride, int n, int n_embd_head, uint16_t * out) {
     pair * pairs = (pair *) out;

@@ -25,7 +25,7 @@ inline __m512 all_f16(const char * p) {
 
 // Each step halves the number of vectors and doubles how many sums one holds. s: which sum a lane belongs to.
 template <typename V>
-inline __m512 add_up(const V (&sums)[16]) {
+inline __m512 add_up(const V * sums) {
     __m512 t[8], u[4], w[2];
 #pragma GCC unroll 8
     for (int i = 0; i < 8; ++i) {  // lanes of 128 bits: s = i, i, i + 8, i + 8
@@ -55,4 +55,5 @@ inline __m512 add_up(const V (&sums)[16]) {
 #define GROUP 5
 #define VECTORS 5
 #define FEW_QUERIES
+#define SUMS 16
 #include "f32-kernels.h"

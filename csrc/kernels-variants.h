@@ -6,6 +6,6 @@
 namespace pyvllama {
 
 extern const f32_kernels kernels_baseline, kernels_avx2, kernels_avx512;
-extern const bf16_kernels kernels_avx512_bf16;
+extern const bf16_kernels kernels_avx512_bf16, kernels_neon_bf16;
 
 }  // namespace pyvllama
