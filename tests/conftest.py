@@ -9,9 +9,15 @@ from typing import Any
 
 import factories
 import pytest
+import time_limit
 
 POCKET = Path(__file__).parent / "data" / "pocket-vllama"
 HAS_REFERENCE = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """No test may hang for ever."""
+    config.pluginmanager.register(time_limit.TimeLimit(config), "time-limit")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

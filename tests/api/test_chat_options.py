@@ -256,7 +256,7 @@ def test_cancelled_from_another_thread(endless):
         except Cancelled as e:
             failures.append(e)
 
-    thread = threading.Thread(target=chat)
+    thread = threading.Thread(target=chat, daemon=True)
     thread.start()
     assert started.wait(30)
     endless.cancel()
@@ -278,7 +278,7 @@ def test_a_prompt_is_cancelled_in_its_middle(load_tiny):
         except Cancelled as e:
             failures.append(e)
 
-    thread = threading.Thread(target=chat)
+    thread = threading.Thread(target=chat, daemon=True)
     thread.start()
     while thread.is_alive() and not failures:
         llm.cancel()  # at any moment; before the call has begun it does nothing

@@ -125,7 +125,7 @@ def test_threads_take_turns_or_are_told(load_tiny):
             except BackendError as e:  # noqa: PERF203
                 refusals.append(str(e))
 
-    threads = [threading.Thread(target=ask) for _ in range(4)]
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(4)]
     for t in threads:
         t.start()
     for t in threads:

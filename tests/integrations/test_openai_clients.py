@@ -44,7 +44,7 @@ def our_app():
 def address(request):
     """The /v1 address of a server on this machine: llama-cpp-python's with our model, or `pyvllama serve`."""
     server = uvicorn.Server(uvicorn.Config(request.param(), host="127.0.0.1", port=0, log_level="error"))
-    thread = threading.Thread(target=server.run)
+    thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
         deadline = time.monotonic() + 30

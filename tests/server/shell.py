@@ -61,7 +61,7 @@ def serving(settings: Settings, pool: Any = None, app: Any = None) -> Iterator[R
             except BaseException as e:
                 failure.append(e)
 
-        thread = threading.Thread(target=run, name="server")
+        thread = threading.Thread(target=run, name="server", daemon=True)
         thread.start()
         try:
             with httpx.Client(base_url=url, timeout=READY_S) as client:

@@ -123,7 +123,7 @@ def machines():
     servers = (outer, inner)
     for server in servers:
         server.seen, server.daemon_threads = seen, True
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}).start()
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     yield seen, port
     for server in servers:
         server.shutdown()
@@ -219,7 +219,7 @@ def test_a_server_that_drips_has_an_end():
                     while not stop.wait(0.05):
                         connection.sendall(b"x")
 
-        thread = threading.Thread(target=drip)
+        thread = threading.Thread(target=drip, daemon=True)
         thread.start()
         limits = image_limits(Settings(allow_private_urls=True, image_timeout_s=0.5))
         with pytest.raises(ImageFetchRefused, match=r"within 0\.5 seconds"):
@@ -299,7 +299,7 @@ def test_a_client_names_a_file_below_the_media_path(answer_to, pocket_checkpoint
 def test_a_client_names_an_address(answer_to, pocket_checkpoint):
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=pocket_checkpoint / "samples")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as pictures:
-        threading.Thread(target=pictures.serve_forever, kwargs={"poll_interval": 0.02}).start()
+        threading.Thread(target=pictures.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         try:
             url = f"http://127.0.0.1:{pictures.server_port}/01_square.png"
             assert answer_to(url, allow_private_urls=True).json()["choices"][0]["message"]["content"] == RINGS

@@ -108,7 +108,7 @@ class Server(http.server.ThreadingHTTPServer):
 def serving(server, scheme):
     server.seen, server.stop = [], threading.Event()
     server.url = f"{scheme}://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
         yield

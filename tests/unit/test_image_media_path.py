@@ -146,7 +146,7 @@ def test_races_by_the_thousand(media, tmp_path):
             inside.rename(tmp_path / "link")
             spare.rename(inside)
 
-    thread = threading.Thread(target=swap)
+    thread = threading.Thread(target=swap, daemon=True)
     thread.start()
     try:
         for _ in range(3000):
