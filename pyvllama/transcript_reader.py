@@ -30,7 +30,7 @@ class TranscriptReader:
         n_ctx: positions of the context: the longest transcript.
         n_batch: rows computed at once.
         n_threads: None: one a physical core.
-        n_gpu_layers: as for Model.
+        n_gpu_layers, mmproj_offload: as for Model.
 
     Raises:
         As `pyvllama.load`.
@@ -44,9 +44,12 @@ class TranscriptReader:
         n_batch: int,
         n_threads: int | None,
         n_gpu_layers: int,
+        mmproj_offload: bool,
     ) -> None:
         threads = n_threads or default_n_threads()
-        self.model = Model(pair.text, pair.mmproj, n_gpu_layers=n_gpu_layers, n_threads=threads)
+        self.model = Model(
+            pair.text, pair.mmproj, n_gpu_layers=n_gpu_layers, mmproj_offload=mmproj_offload, n_threads=threads
+        )
         params = ContextParams(
             n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_batch, n_threads=threads, n_threads_batch=threads
         )
