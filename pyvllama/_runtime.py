@@ -19,7 +19,15 @@ from typing import Any
 
 from pyvllama.errors import BackendError
 
-__all__ = ["attach_threadpool", "default_n_threads", "init_backend", "llama_cpp", "native", "set_fields"]
+__all__ = [
+    "attach_threadpool",
+    "default_n_threads",
+    "init_backend",
+    "llama_cpp",
+    "machine_memory",
+    "native",
+    "set_fields",
+]
 
 _log = logging.getLogger("pyvllama.llama_cpp")
 # ggml_log_level; a step lower than its name, for llama.cpp is talkative and what matters is raised as well
@@ -131,3 +139,11 @@ def default_n_threads() -> int:
                 cores.add(("", str(cpu)))
         return len(cores)
     return max(1, (os.cpu_count() or 2) // 2)
+
+
+def machine_memory() -> int | None:
+    """Bytes that the machine has; None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # not on Windows, not everywhere else
+        return None

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from pyvllama._runtime import llama_cpp, native
+from pyvllama._runtime import llama_cpp, machine_memory, native
 from pyvllama.config import PreprocessorConfig, aspect_ratios
 from pyvllama.context import Context, ContextParams, Row
 from pyvllama.errors import Cancelled, ConfigError
@@ -80,7 +80,9 @@ class Benchmark:
         text_bytes, mmproj_bytes: of their tensors.
         mmproj_type: type of most of the vision tower's bytes.
         n_params: of both files.
-        backend: where it ran, ggml's names of the devices.
+        backend: where it ran: the GPUs by ggml's names; without one, the CPU.
+        gpu_layers: text layers that are on GPUs, the output counted as one.
+        tower: where the vision tower is.
         n_threads: on the CPU.
         kernels: which of our own the CPU runs for pictures: `avx512_bf16`, `avx2`, ..., `ggml`: none.
         kv_type: of the self-attention cache.
@@ -101,6 +103,8 @@ class Benchmark:
     mmproj_type: str
     n_params: int
     backend: str
+    gpu_layers: int
+    tower: str
     n_threads: int
     kernels: str
     kv_type: str
@@ -126,6 +130,7 @@ def benchmark(
     text_type: str | None = None,
     n_threads: int | None = None,
     n_gpu_layers: int = 0,
+    mmproj_offload: bool = True,
     kv_type: str = "f16",
     cross_kv_type: str = "f16",
     flash_attn: bool | None = None,
@@ -134,8 +139,8 @@ def benchmark(
     """Measure a model. Repetitions of the tests alternate, after one of each that does not count.
 
     Args:
-        model, mmproj, text_type, n_threads, n_gpu_layers, kv_type, cross_kv_type, flash_attn: as `pyvllama.load` takes
-            them.
+        model, mmproj, text_type, n_threads, n_gpu_layers, mmproj_offload, kv_type, cross_kv_type, flash_attn: as
+            `pyvllama.load` takes them.
         n_prompt: lengths of prompts; 0 is left out.
         n_gen: numbers of tokens to generate; 0 is left out.
         n_tiles: sizes of pictures, in tiles; empty: no pictures. The largest is the one that prompts and generated
@@ -164,6 +169,7 @@ def benchmark(
         n_ctx=max(*n_prompt, *n_gen, 1) + 1,
         n_threads=n_threads,
         n_gpu_layers=n_gpu_layers,
+        mmproj_offload=mmproj_offload,
         kv_type=kv_type,
         cross_kv_type=cross_kv_type,
         flash_attn=flash_attn,
@@ -172,7 +178,7 @@ def benchmark(
         load_ms = 1000 * (time.perf_counter() - start)
         tiles = _tile_counts(n_tiles, bench.model.preprocessor)
         results = bench.measure(n_prompt, n_gen, tiles, repetitions, progress)
-        return bench.report(n_gpu_layers, load_ms, results)
+        return bench.report(load_ms, results)
     finally:
         bench.close()
 
@@ -270,10 +276,10 @@ class _Bench:
         self._states[n_tiles], _, _ = self.model.mmproj.encode(tiles.pixel_values, tiles.aspect_ratio_id)
         return 1000 * (time.perf_counter() - start)
 
-    def report(self, n_gpu_layers: int, load_ms: float, results: tuple[Measured, ...]) -> Benchmark:
+    def report(self, load_ms: float, results: tuple[Measured, ...]) -> Benchmark:
         text, mmproj = GGUFFile(self.model.text_path), GGUFFile(self.model.mmproj_path)
         n_text, n_mmproj = (sum(t.n_bytes for t in file.tensors.values()) for file in (text, mmproj))
-        on_gpu = n_gpu_layers != 0 and llama_cpp.llama_supports_gpu_offload()
+        placement = self.model.placement
         return Benchmark(
             model=_text_description(self.model, text),
             text=self.model.text_path.name,
@@ -282,7 +288,9 @@ class _Bench:
             mmproj_bytes=n_mmproj,
             mmproj_type=_main_type(mmproj, "v."),
             n_params=sum(int(np.prod(t.shape)) for file in (text, mmproj) for t in file.tensors.values()),
-            backend=",".join(native.device_names()) if on_gpu else "CPU",
+            backend=",".join(placement.gpus) or "CPU",
+            gpu_layers=sum(placement.shares),
+            tower=self.model.mmproj.device,
             n_threads=self._params.n_threads,
             kernels=self.model.mmproj.kernels,
             kv_type=self._params.kv_type,
@@ -318,7 +326,7 @@ def _machine() -> dict[str, str | int | None]:
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
-        "memory": _memory(),
+        "memory": machine_memory(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "pyvllama": metadata.version("pyvllama"),
@@ -334,14 +342,6 @@ def _cpu_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _memory() -> int | None:
-    """Bytes that the machine has."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):  # not on Windows, not everywhere else
-        return None
 
 
 def peak_memory() -> int | None:

@@ -86,6 +86,7 @@ def evaluate(
     work_dir: str | Path | None = None,
     n_threads: int | None = None,
     n_gpu_layers: int = 0,
+    mmproj_offload: bool = True,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Compare a pair's token probabilities with a reference's.
@@ -105,7 +106,7 @@ def evaluate(
         max_tokens: longest answer of the reference where a chat has none.
         work_dir: directory for the reference's logits, 4 bytes a token of the vocabulary for each token compared;
             None: the system's for temporary files.
-        n_threads, n_gpu_layers: as `pyvllama.load` takes them.
+        n_threads, n_gpu_layers, mmproj_offload: as `pyvllama.load` takes them.
         progress: called after every chat with the fraction done and what is next; returning False stops.
 
     Raises:
@@ -125,8 +126,12 @@ def evaluate(
         )
     items = read_chats(datasets)
     options: dict[str, Any] = {
-        "n_ctx": n_ctx, "n_batch": min(_N_BATCH, n_ctx), "n_threads": n_threads, "n_gpu_layers": n_gpu_layers
-    }  # fmt: skip
+        "n_ctx": n_ctx,
+        "n_batch": min(_N_BATCH, n_ctx),
+        "n_threads": n_threads,
+        "n_gpu_layers": n_gpu_layers,
+        "mmproj_offload": mmproj_offload,
+    }
     tell = _Teller(progress)
     folder = Path(work_dir) if work_dir is not None else Path(tempfile.gettempdir())
     with _temporary_file(folder) as store:

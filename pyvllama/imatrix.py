@@ -62,6 +62,7 @@ def collect_imatrix(
     process_output: bool = False,
     n_threads: int | None = None,
     n_gpu_layers: int = 0,
+    mmproj_offload: bool = True,
     progress: Progress | None = None,
     overwrite: bool = False,
 ) -> Calibration:
@@ -81,7 +82,7 @@ def collect_imatrix(
         max_tokens: a chat that ends with the user's words is answered by the model, greedily, with at most so many
             tokens, which count as well; 0: such chats are only read.
         process_output: also collect for the text model's output matrix. llama.cpp leaves it out by default.
-        n_threads, n_gpu_layers: as `pyvllama.load` takes them.
+        n_threads, n_gpu_layers, mmproj_offload: as `pyvllama.load` takes them.
         progress: called after every chat with the fraction done and what is next; returning False stops.
         overwrite: replace files of the same names.
 
@@ -104,7 +105,12 @@ def collect_imatrix(
     if tell(0.0, "loading the model") is False:
         raise Cancelled("the calibration was stopped; nothing was written")
     with TranscriptReader(
-        pair, n_ctx=n_ctx, n_batch=min(512, n_ctx), n_threads=n_threads, n_gpu_layers=n_gpu_layers
+        pair,
+        n_ctx=n_ctx,
+        n_batch=min(512, n_ctx),
+        n_threads=n_threads,
+        n_gpu_layers=n_gpu_layers,
+        mmproj_offload=mmproj_offload,
     ) as reader:
         transcripts = reader.transcripts(items, chunk_tokens)
         counter = _Counter(reader, process_output)

@@ -5,7 +5,6 @@ it with what is measured.
 """
 
 import functools
-import os
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -13,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pyvllama._runtime import init_backend, native
+from pyvllama._runtime import init_backend, machine_memory, native
 from pyvllama.context import KV_TYPES
 from pyvllama.errors import ConfigError, FormatError
 from pyvllama.gguf_file import GGML_TYPES, GGUFFile
@@ -253,9 +252,8 @@ def advice(sizes: Sizes, need: Need, available: int) -> list[str]:
 def available_memory() -> int | None:
     """Bytes that programs may still take, the cgroup's limit included; None where the system does not tell."""
     if sys.platform == "darwin":
-        with suppress(OSError, ValueError):
-            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 3 // 4  # what others leave, about
-        return None
+        memory = machine_memory()
+        return memory and memory * 3 // 4  # what others leave, about
     found = []
     with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()

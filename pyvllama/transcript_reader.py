@@ -10,7 +10,7 @@ from pyvllama._runtime import default_n_threads
 from pyvllama.chats_file import Chat, Text
 from pyvllama.context import Context, ContextParams
 from pyvllama.generation import generate
-from pyvllama.image.source import load_image
+from pyvllama.image.source import load_image, numbered
 from pyvllama.model import Model
 from pyvllama.session import Cell, Session, require_room
 from pyvllama.transcripts import Transcript, located, read_transcripts
@@ -30,7 +30,7 @@ class TranscriptReader:
         n_ctx: positions of the context: the longest transcript.
         n_batch: rows computed at once.
         n_threads: None: one a physical core.
-        n_gpu_layers: as for Model.
+        n_gpu_layers, mmproj_offload: as for Model.
 
     Raises:
         As `pyvllama.load`.
@@ -44,9 +44,12 @@ class TranscriptReader:
         n_batch: int,
         n_threads: int | None,
         n_gpu_layers: int,
+        mmproj_offload: bool,
     ) -> None:
         threads = n_threads or default_n_threads()
-        self.model = Model(pair.text, pair.mmproj, n_gpu_layers=n_gpu_layers, n_threads=threads)
+        self.model = Model(
+            pair.text, pair.mmproj, n_gpu_layers=n_gpu_layers, mmproj_offload=mmproj_offload, n_threads=threads
+        )
         params = ContextParams(
             n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_batch, n_threads=threads, n_threads_batch=threads
         )
@@ -77,9 +80,10 @@ class TranscriptReader:
         for transcript in found:
             with located(transcript.where):
                 require_room(len(transcript.token_ids), self.session.context.n_ctx)
-                for slot in transcript.images:
+                for i, slot in enumerate(transcript.images, 1):
                     if not str(slot.source).lower().startswith(("http:", "https:")):
-                        load_image(slot.source)
+                        with numbered(i, len(transcript.images)):
+                            load_image(slot.source)
         return found
 
     def cells(self, transcript: Transcript, on_image: Callable[[bytes], None] | None = None) -> list[Cell]:
@@ -94,8 +98,9 @@ class TranscriptReader:
         """
         at = {}
         with located(transcript.where):
-            for slot in transcript.images:
-                image = load_image(slot.source)
+            for i, slot in enumerate(transcript.images, 1):
+                with numbered(i, len(transcript.images)):
+                    image = load_image(slot.source)
                 if on_image:
                     on_image(self._images.key(image))
                 at[slot.position] = self._images.encode(image).states

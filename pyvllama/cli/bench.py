@@ -7,7 +7,7 @@ import click
 from pyvllama.benchmark import Benchmark, Measured
 from pyvllama.benchmark import benchmark as measure
 from pyvllama.cli import ui
-from pyvllama.cli.options import threads_option
+from pyvllama.cli.options import gpu_options, threads_option
 from pyvllama.context import KV_TYPES
 from pyvllama.model import CROSS_KV_TYPES
 
@@ -37,8 +37,7 @@ def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> t
 )
 @click.option("-r", "--repetitions", type=click.IntRange(min=1), default=5, show_default=True, help="Of each test.")
 @threads_option("physical cores")
-@click.option("-ngl", "--n-gpu-layers", type=int, default=0, show_default=True,
-              help="Text layers on the GPU, -1 for all; any but 0 also puts the vision part there.")  # fmt: skip
+@gpu_options
 @click.option("--kv-type", type=click.Choice(list(KV_TYPES)), default="f16", show_default=True,
               help="Type of the self-attention cache.")  # fmt: skip
 @click.option("--cross-kv-type", type=click.Choice(list(CROSS_KV_TYPES)), default="f16", show_default=True,
@@ -54,7 +53,8 @@ def bench(
     tiles: tuple[int, ...] | None,
     repetitions: int,
     threads: int | None,
-    n_gpu_layers: int,
+    gpu_layers: int,
+    mmproj_offload: bool,
     kv_type: str,
     cross_kv_type: str,
     output: str,
@@ -80,7 +80,8 @@ def bench(
             repetitions=repetitions,
             text_type=text_type,
             n_threads=threads,
-            n_gpu_layers=n_gpu_layers,
+            n_gpu_layers=gpu_layers,
+            mmproj_offload=mmproj_offload,
             kv_type=kv_type,
             cross_kv_type=cross_kv_type,
             progress=progress,
@@ -104,6 +105,8 @@ def _markdown(b: Benchmark) -> str:
         lines[0], rule, *lines[1:], "",
         f"{b.text} + {b.mmproj}  ",
         f"{m['cpu']}, {m['cores']} cores, memory {_bytes(m['memory'])}, kernels {b.kernels}, {m['system']}  ",
+        *([f"text layers on the GPU {b.gpu_layers} (the output is one), vision tower on {b.tower}  "]
+          if b.gpu_layers else []),
         f"pyvllama {m['pyvllama']}, llama-cpp-python {m['llama-cpp-python']}, Python {m['python']}  ",
         f"load {_seconds(b.load_ms)}, peak memory {_bytes(b.peak_memory)}, keys and values {b.kv_type}, the picture's "
         f"{b.cross_kv_type}; median [smallest, largest] of {n}",

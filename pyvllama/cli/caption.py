@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from pyvllama.cli import ui
-from pyvllama.cli.options import threads_option
+from pyvllama.cli.options import gpu_options, threads_option
 from pyvllama.errors import ConfigError, ModelNotFound, VllamaError
 from pyvllama.loading import DEFAULT_N_CTX
 
@@ -33,7 +33,7 @@ _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"})
 @click.option("-c", "--ctx-size", type=click.IntRange(min=1), default=DEFAULT_N_CTX, show_default=True,
               help="Positions of the context, for all of them together.")  # fmt: skip
 @threads_option("physical cores")
-@click.option("-ngl", "--gpu-layers", type=int, default=0, show_default=True, help="Text layers on the GPU; -1: all.")
+@gpu_options
 def caption(
     folder: Path,
     output: Path,
@@ -47,6 +47,7 @@ def caption(
     ctx_size: int,
     threads: int | None,
     gpu_layers: int,
+    mmproj_offload: bool,
 ) -> None:
     """Describe every picture below FOLDER, several at a time.
 
@@ -77,7 +78,13 @@ def caption(
     n_failed = 0
     with (
         pyvllama.load(
-            model, mmproj, n_ctx=ctx_size, n_threads=threads, n_gpu_layers=gpu_layers, image_cache_bytes=0
+            model,
+            mmproj,
+            n_ctx=ctx_size,
+            n_threads=threads,
+            n_gpu_layers=gpu_layers,
+            mmproj_offload=mmproj_offload,
+            image_cache_bytes=0,
         ) as llm,
         output.open("a", encoding="utf-8") as out,
         ui.count_progress("Describing", len(waiting)) as advance,

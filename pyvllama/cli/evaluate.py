@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from pyvllama.cli import ui
-from pyvllama.cli.options import threads_option
+from pyvllama.cli.options import gpu_options, threads_option
 from pyvllama.divergence import Divergence
 from pyvllama.evaluation import Evaluation, PairSize
 from pyvllama.evaluation import evaluate as evaluate_pair
@@ -37,8 +37,7 @@ __all__ = ["evaluate"]
 @click.option("--work-dir", type=click.Path(path_type=Path, file_okay=False),
               help="For the reference's logits: 0.5 MB a token of an answer. Default: the system's.")  # fmt: skip
 @threads_option("physical cores")
-@click.option("-ngl", "--gpu-layers", type=int, default=0, show_default=True,
-              help="Text layers on the GPU, -1 for all; any but 0 also puts the vision part there.")  # fmt: skip
+@gpu_options
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
 def evaluate(
     model: str | None,
@@ -52,6 +51,7 @@ def evaluate(
     work_dir: Path | None,
     threads: int | None,
     gpu_layers: int,
+    mmproj_offload: bool,
     as_json: bool,
 ) -> None:
     """Compare a quantized pair with a reference: KL divergence, top-1 agreement, perplexity.
@@ -76,6 +76,7 @@ def evaluate(
             work_dir=work_dir,
             n_threads=threads,
             n_gpu_layers=gpu_layers,
+            mmproj_offload=mmproj_offload,
             progress=progress,
         )
     if as_json:

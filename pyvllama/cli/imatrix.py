@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from pyvllama.cli import ui
-from pyvllama.cli.options import output_directory, threads_option
+from pyvllama.cli.options import gpu_options, output_directory, threads_option
 from pyvllama.loading import DEFAULT_N_CTX
 
 __all__ = ["imatrix"]
@@ -33,8 +33,7 @@ __all__ = ["imatrix"]
               help="Longest answer of the model's own, where a chat ends with a question; 0: none.")  # fmt: skip
 @click.option("--process-output", is_flag=True, help="Also for the output matrix, as llama-imatrix's option.")
 @threads_option("physical cores")
-@click.option("-ngl", "--gpu-layers", type=int, default=0, show_default=True,
-              help="Text layers on the GPU, -1 for all; any but 0 also puts the vision part there.")  # fmt: skip
+@gpu_options
 @click.option("--overwrite", is_flag=True, help="Replace existing files.")
 def imatrix(
     model: str | None,
@@ -48,6 +47,7 @@ def imatrix(
     process_output: bool,
     threads: int | None,
     gpu_layers: int,
+    mmproj_offload: bool,
     overwrite: bool,
 ) -> None:
     """Measure which weights matter, over a calibration set; `convert` and `quantize` spare them.
@@ -84,6 +84,7 @@ def imatrix(
             process_output=process_output,
             n_threads=threads,
             n_gpu_layers=gpu_layers,
+            mmproj_offload=mmproj_offload,
             progress=progress,
             overwrite=overwrite,
         )

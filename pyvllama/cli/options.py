@@ -10,7 +10,7 @@ from pyvllama.context import KV_TYPES, MAX_N_THREADS
 from pyvllama.loading import DEFAULT_N_CTX
 from pyvllama.model import CROSS_KV_TYPES
 
-__all__ = ["load_options", "memory_options", "output_directory", "threads_option"]
+__all__ = ["gpu_options", "load_options", "memory_options", "output_directory", "threads_option"]
 
 Command = Callable[..., Any]
 
@@ -32,6 +32,18 @@ def threads_option(default: str) -> Callable[[Command], Command]:
     return click.option(
         "-t", "--threads", type=click.IntRange(1, MAX_N_THREADS), help=f"CPU threads. Default: {default}."
     )
+
+
+def gpu_options(command: Command) -> Command:
+    """gpu_layers and mmproj_offload."""
+    layers, offload = (
+        click.option("-ngl", "--gpu-layers", "--n-gpu-layers", "gpu_layers", type=click.IntRange(-1, 2**31 - 1),
+                     default=0, show_default=True,
+                     help="Text layers on the GPU, -1 for all; any but 0 also puts the vision part there."),
+        click.option("--mmproj-offload/--no-mmproj-offload", default=True, show_default=True,
+                     help="Whether -ngl puts the vision tower on the GPU, too."),
+    )  # fmt: skip
+    return layers(offload(command))
 
 
 def memory_options(n_ctx: int = DEFAULT_N_CTX) -> Callable[[Command], Command]:
@@ -66,10 +78,7 @@ def load_options(n_ctx: int = DEFAULT_N_CTX) -> Callable[[Command], Command]:
             click.option("-q", "--text-type", help="Type that a checkpoint is converted to. Default: q4_k_m."),
             memory_options(n_ctx),
             threads_option("physical cores"),
-            click.option("-ngl", "--gpu-layers", type=int, default=0, show_default=True,
-                         help="Text layers on the GPU, -1 for all; any but 0 also puts the vision part there."),
-            click.option("--mmproj-offload/--no-mmproj-offload", default=True, show_default=True,
-                         help="Whether -ngl puts the vision tower on the GPU, too."),
+            gpu_options,
         )  # fmt: skip
         for option in reversed(options):
             command = option(command)

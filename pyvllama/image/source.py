@@ -6,10 +6,11 @@ and only five formats are ever handed to a decoder.
 
 import base64
 import binascii
+import contextlib
 import io
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
@@ -23,7 +24,7 @@ from pyvllama.image.limits import ImageLimits
 from pyvllama.image.media_path import read_below
 from pyvllama.image.rgb import to_rgb
 
-__all__ = ["ImageSource", "load_image", "load_images", "source_name"]
+__all__ = ["ImageSource", "load_image", "load_images", "numbered", "source_name"]
 
 ImageSource = str | Path | bytes | bytearray | memoryview | Image.Image | npt.NDArray[np.uint8]
 """A path, an http(s) address or a data: URI (both as str), the bytes of a file, a Pillow image, a uint8 array."""
@@ -91,14 +92,15 @@ def load_images(sources: Sequence[ImageSource], *, limits: ImageLimits = _DEFAUL
 
     Raises:
         ImageTooLarge: they are more than `limits.max_images`, or have more pixels together than allowed.
-        As `load_image`.
+        As `load_image`; says which of several.
     """
     if limits.max_images is not None and len(sources) > limits.max_images:
         raise ImageTooLarge(f"there are {len(sources)} pictures, the limit is {limits.max_images}: send fewer")
     images: list[Image.Image] = []
     n_pixels = 0
-    for source in sources:
-        images.append(load_image(source, limits=limits))
+    for i, source in enumerate(sources, 1):
+        with numbered(i, len(sources)):
+            images.append(load_image(source, limits=limits))
         n_pixels += images[-1].width * images[-1].height
         if limits.max_total_pixels is not None and n_pixels > limits.max_total_pixels:
             raise ImageTooLarge(
@@ -106,6 +108,17 @@ def load_images(sources: Sequence[ImageSource], *, limits: ImageLimits = _DEFAUL
                 "smaller ones"
             )
     return images
+
+
+@contextlib.contextmanager
+def numbered(i: int, n: int) -> Iterator[None]:
+    """Errors from within say which of n images it is, if there are several; i counts from 1."""
+    try:
+        yield
+    except ImageError as e:
+        if n == 1:
+            raise
+        raise type(e)(f"image {i} of {n}: {e}") from e
 
 
 def source_name(source: object) -> str:

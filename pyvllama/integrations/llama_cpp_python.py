@@ -20,7 +20,7 @@ import numpy.typing as npt
 from pyvllama._runtime import default_n_threads, llama_cpp, native, set_fields
 from pyvllama.errors import BackendError
 from pyvllama.image.limits import ImageLimits
-from pyvllama.image.source import load_image
+from pyvllama.image.source import load_images
 from pyvllama.image_groups import next_group
 from pyvllama.integrations.chat_handler import ChatHandler
 from pyvllama.integrations.eyes import Eyes
@@ -197,7 +197,8 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]  # llama_cpp is not looked i
             add_generation_prompt=add_generation_prompt,
         )
         tokens = list(prompt.token_ids)
-        for slot, image in [(slot, load_image(slot.source, limits=self._limits)) for slot in prompt.images]:
+        images = load_images([slot.source for slot in prompt.images], limits=self._limits)
+        for slot, image in zip(prompt.images, images, strict=True):
             tokens[slot.position] = self._images.add(image)
         self._images.trim({*_images_in(tokens), *_images_in(self._input_ids)})
         return tokens

@@ -12,9 +12,11 @@ from pyvllama.chat_options import ChatOptions
 from pyvllama.context import Context, ContextParams
 from pyvllama.engine import Engine
 from pyvllama.errors import BackendError, Cancelled, ConfigError, DeadlineExceeded, QueueFull
+from pyvllama.gguf_file import GGUFFile
 from pyvllama.image.limits import ImageLimits
 from pyvllama.loading import load_as
 from pyvllama.model import Model
+from pyvllama.placement import gpu_bytes
 from pyvllama.prompt_cells import (
     ReadPrompt,
     read_messages_and_pictures,
@@ -47,6 +49,7 @@ class ServedModel:
 
     Attributes:
         load_ms: what loading took.
+        gpu_bytes: how much of the weights is on GPUs.
         on_answered: called with each answer when nothing of it runs any more, for statistics.
     """
 
@@ -62,6 +65,7 @@ class ServedModel:
     ) -> None:
         self.name, self.model, self.images = name, model, images
         self.load_ms = 0.0
+        self.gpu_bytes = _gpu_bytes(model)
         self.on_answered: Callable[[Answer], object] | None = None
         context = Context(model, params)
         self.n_ctx = context.n_ctx
@@ -231,3 +235,11 @@ class ServedModel:
         self._n_open -= 1
         if self.on_answered is not None:
             self.on_answered(answer)
+
+
+def _gpu_bytes(model: Model) -> int:
+    if not model.placement.gpus:
+        return 0
+    files = GGUFFile(model.text_path), GGUFFile(model.mmproj_path)
+    text, mmproj = ({name: tensor.n_bytes for name, tensor in file.tensors.items()} for file in files)
+    return gpu_bytes(model.placement, text, mmproj, model.hparams["cross_attention_layers"])

@@ -215,6 +215,12 @@ def test_pictures_that_are_none(cli, no_picture, huge_picture, tmp_path):
     assert_refused(cli("run", "-i", "ftp://example.org/a.png", "Hi"), "ftp")
 
 
+def test_which_of_several_pictures_is_none(cli, picture, no_picture):
+    assert_refused(
+        cli("run", "-i", picture, "-i", no_picture, "-i", picture, "Hi"), r"image 2 of 3: .*notes\.png is not"
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "word"),
     [

@@ -3,6 +3,7 @@
 import itertools
 import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from talk import EXACT, assistant, data_uri, user
 
 import pyvllama
 from pyvllama._runtime import llama_cpp
-from pyvllama.errors import BackendError, ImageError
+from pyvllama.errors import BackendError, ImageError, ImageTooLarge
 from pyvllama.image.limits import ImageLimits
 from pyvllama.image.source import load_image
 from pyvllama.integrations import image_ids
@@ -336,6 +337,18 @@ def test_files_are_refused_where_told(make, pictures):
 def test_no_picture(make):
     with pytest.raises(ImageError, match=r"no picture file nowhere\.png"):
         answer(make(), [user("nowhere.png") | {"content": [{"type": "image", "image": "nowhere.png"}]}])
+
+
+def test_which_of_several_pictures_is_none(make, pictures):
+    with pytest.raises(ImageError, match=r"image 2 of 2: there is no picture file nowhere\.png"):
+        make().render([user(pictures[0], "?"), assistant("Yes."), user(Path("nowhere.png"), "?")])
+
+
+def test_limits_on_several_pictures(make, pictures):
+    llama = make(image_limits=ImageLimits(max_images=1))
+    assert llama.render([user(pictures[0], "?")])
+    with pytest.raises(ImageTooLarge, match="there are 2 pictures, the limit is 1"):
+        llama.render([user(*pictures[:2], "?")])
 
 
 def test_pickled(make, asked, expected):

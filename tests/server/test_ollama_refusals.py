@@ -31,6 +31,7 @@ def test_requests_that_cannot_be_answered(ollama_client, stream):
     for call, words in [
         (lambda: ollama_client.chat(NAME, [ask("Hi", bad)], stream=stream), "it is text"),
         (lambda: ollama_client.generate(NAME, "Hi", images=[bad], stream=stream), "it is text"),
+        (lambda: ollama_client.chat(NAME, [ask("Hi", bad, bad)], stream=stream), "image 1 of 2: the image given as 17"),
         (lambda: ollama_client.chat(NAME, [ask("")], stream=stream), "needs text or an image"),
         (lambda: ollama_client.generate(NAME, "Hi " * 3000, stream=stream), str(N_CTX)),
         (lambda: ollama_client.generate(NAME, "Hi", suffix="!", stream=stream), "does not support insert"),

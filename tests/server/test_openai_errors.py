@@ -8,6 +8,7 @@ from openai_talk import connect, picture, said
 from starlette.exceptions import HTTPException
 
 from pyvllama.errors import BackendError, ConfigError, ContextOverflow, QueueFull
+from pyvllama.locate import pocket_pair
 from pyvllama.server.openai.errors import InvalidRequest, error_object, openai_error
 
 HELLO = [said("Hello!")]
@@ -150,6 +151,14 @@ def test_pictures_that_are_none(client, url, match):
     error = refused(client, match, None, messages=[said({"type": "image_url", "image_url": {"url": url}}, "?")])
     assert error.code == "invalid_image"
     assert "root:" not in str(error)
+
+
+def test_which_of_several_pictures_is_none(client):
+    """Those of all messages count."""
+    good = picture(pocket_pair().text.parent / "shapes.png")
+    bad = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    messages = [said(good, "?"), {"role": "assistant", "content": "Yes."}, said(good, bad, "?")]
+    refused(client, "image 3 of 3: the data: URI of 26 characters is not a picture", None, messages=messages)
 
 
 def test_a_model_that_does_not_exist(client):

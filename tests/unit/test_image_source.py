@@ -17,7 +17,7 @@ from PIL import Image
 
 from pyvllama.errors import ImageError, ImageTooLarge
 from pyvllama.image import ImageLimits, load_image
-from pyvllama.image.source import source_name
+from pyvllama.image.source import load_images, source_name
 
 # --- where pictures come from
 
@@ -309,3 +309,15 @@ def test_names_are_short_and_hold_no_secrets(source, expected):
 )
 def test_names_stay_on_one_line(source):
     assert len(source_name(source)) <= 120 and source_name(source).isprintable()
+
+
+def test_of_several_the_one_that_is_none_is_named(tmp_path):
+    good = np.zeros((2, 2, 3), np.uint8)
+    gone = tmp_path / "gone.png"
+    assert len(load_images([good, good])) == 2
+    with pytest.raises(ImageError, match=r"^there is no picture file"):
+        load_images([gone])
+    with pytest.raises(ImageError, match=r"^image 2 of 3: there is no picture file .*gone\.png$"):
+        load_images([good, gone, good])
+    with pytest.raises(ImageTooLarge, match="^image 1 of 2: the image array uint8.* has 2 x 2 = 4 pixels"):
+        load_images([good, gone], limits=ImageLimits(max_pixels=3))

@@ -37,13 +37,15 @@ def test_no_layers_on_the_gpu_means_no_tower_there_either(gpus):
 def test_all_layers_on_one_gpu(gpus, n_gpu_layers, mmproj_offload):
     gpus(8)
     found = of(4, n_gpu_layers, mmproj_offload=mmproj_offload)
-    assert found == Placement("GPU0" if mmproj_offload else CPU, ("GPU0",) * 4, (1000,), (5,))
+    assert found == Placement("GPU0" if mmproj_offload else CPU, ("GPU0",) * 4, (1000,), (5,), ("GPU0",))
+    assert found.gpus == ("GPU0",)
+    assert found.is_all_on_gpus == mmproj_offload
 
 
 def test_the_last_layers_first(gpus):
     """The output is the first one to go; what is added up at the end of the last CPU layer is on the GPU."""
     gpus(8)
-    assert of(5, 1) == Placement("GPU0", (*[CPU] * 4, "GPU0"), (1000,), (1,))
+    assert of(5, 1) == Placement("GPU0", (*[CPU] * 4, "GPU0"), (1000,), (1,), ("GPU0",))
     assert of(5, 2).layers == (CPU, CPU, CPU, "GPU0", "GPU0")
     assert of(5, 4).layers == (CPU, *["GPU0"] * 4)
     assert of(5, 4).shares == (4,)
@@ -57,6 +59,8 @@ def test_several_gpus_share_by_their_free_memory(gpus):
     # of layers 4 to 7 and the output
     assert of(8, 4).layers == (CPU,) * 4 + ("GPU0",) * 4
     assert of(8, 4).shares == (3, 1)
+    assert of(8, 4).gpus == ("GPU0", "GPU1")  # the output alone is on the second
+    assert not of(8, 8).is_all_on_gpus
 
 
 def test_the_tower_takes_room_on_the_first_gpu(gpus):
@@ -64,6 +68,7 @@ def test_the_tower_takes_room_on_the_first_gpu(gpus):
     assert of(7, -1, n_tower_bytes=2 * GIB).shares == (3, 5)
     assert of(7, -1, n_tower_bytes=2 * GIB, mmproj_offload=False).shares == (4, 4)
     assert of(7, -1, n_tower_bytes=9 * GIB).shares == (0, 8)
+    assert of(7, -1, n_tower_bytes=9 * GIB).gpus == ("GPU0", "GPU1")
 
 
 @pytest.mark.parametrize("free", [(0, 0), (0, 1), (3, 0, 5), (1, 1, 1)])

@@ -10,7 +10,6 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import PlainTextResponse, Response
 
-from pyvllama._runtime import llama_cpp
 from pyvllama.errors import VllamaError
 from pyvllama.server.model_list import ModelCard
 from pyvllama.server.model_pool import Loaded
@@ -81,9 +80,8 @@ async def show(request: Request, body: ShowRequest) -> Response:
 @router.get("/api/ps", response_model=ProcessResponse, responses=ERRORS)
 async def ps(request: Request) -> Response:
     """The models in memory."""
-    state = request.app.state
-    loaded: Sequence[Loaded] = state.pool.loaded()
-    running = [await asyncio.to_thread(_running, model, state.settings.n_gpu_layers) for model in loaded]
+    loaded: Sequence[Loaded] = request.app.state.pool.loaded()
+    running = [await asyncio.to_thread(_running, model) for model in loaded]
     return json_response(ProcessResponse(models=running))
 
 
@@ -103,12 +101,8 @@ def _listed(card: ModelCard, aliases: Sequence[str]) -> list[ListedModel]:
     return [ListedModel(name=name, model=name, **common) for name in names]
 
 
-def _running(loaded: Loaded, n_gpu_layers: int) -> RunningModel:
+def _running(loaded: Loaded) -> RunningModel:
     card, served = loaded.card, loaded.served
-    n_layers = int(served.model.text_metadata["llama.block_count"])
-    on_gpu = 1.0 if n_gpu_layers < 0 else min(n_gpu_layers / n_layers, 1.0)
-    if not llama_cpp.llama_supports_gpu_offload():
-        on_gpu = 0.0  # whatever was asked for
     name = displayed(card.name)
     return RunningModel(
         name=name,
@@ -117,7 +111,7 @@ def _running(loaded: Loaded, n_gpu_layers: int) -> RunningModel:
         digest=digest_of(card.pair),
         details=_details(card),
         expires_at=loaded.expires_at or datetime.now(timezone.utc) + FOREVER,
-        size_vram=round(card.n_bytes * on_gpu),
+        size_vram=card.n_bytes if served.model.placement.is_all_on_gpus else served.gpu_bytes,  # as Ollama has it
         context_length=served.n_ctx,
     )
 
