@@ -87,6 +87,7 @@ class Benchmark:
         kernels: which of our own the CPU runs for pictures: `avx512_bf16`, `avx2`, ..., `ggml`: none.
         kv_type: of the self-attention cache.
         cross_kv_type: of the picture's keys and values.
+        repack: whether weights were copied into the layout of the CPU's kernels.
         load_ms: from the files' names to a context; files that the system had in memory load faster.
         peak_memory: largest resident set of this process so far, in bytes, mapped files included; None where the system
             does not tell.
@@ -109,6 +110,7 @@ class Benchmark:
     kernels: str
     kv_type: str
     cross_kv_type: str
+    repack: bool
     load_ms: float
     peak_memory: int | None
     results: tuple[Measured, ...]
@@ -133,14 +135,15 @@ def benchmark(
     mmproj_offload: bool = True,
     kv_type: str = "f16",
     cross_kv_type: str = "f16",
+    repack: bool = True,
     flash_attn: bool | None = None,
     progress: Progress | None = None,
 ) -> Benchmark:
     """Measure a model. Repetitions of the tests alternate, after one of each that does not count.
 
     Args:
-        model, mmproj, text_type, n_threads, n_gpu_layers, mmproj_offload, kv_type, cross_kv_type, flash_attn: as
-            `pyvllama.load` takes them.
+        model, mmproj, text_type, n_threads, n_gpu_layers, mmproj_offload, kv_type, cross_kv_type, repack, flash_attn:
+            as `pyvllama.load` takes them.
         n_prompt: lengths of prompts; 0 is left out.
         n_gen: numbers of tokens to generate; 0 is left out.
         n_tiles: sizes of pictures, in tiles; empty: no pictures. The largest is the one that prompts and generated
@@ -172,6 +175,7 @@ def benchmark(
         mmproj_offload=mmproj_offload,
         kv_type=kv_type,
         cross_kv_type=cross_kv_type,
+        repack=repack,
         flash_attn=flash_attn,
     )
     try:
@@ -295,6 +299,7 @@ class _Bench:
             kernels=self.model.mmproj.kernels,
             kv_type=self._params.kv_type,
             cross_kv_type=self.model.cross_kv_type,
+            repack=self.model.repack,
             load_ms=load_ms,
             peak_memory=peak_memory(),
             results=results,

@@ -7,9 +7,7 @@ import click
 from pyvllama.benchmark import Benchmark, Measured
 from pyvllama.benchmark import benchmark as measure
 from pyvllama.cli import ui
-from pyvllama.cli.options import gpu_options, threads_option
-from pyvllama.context import KV_TYPES
-from pyvllama.model import CROSS_KV_TYPES
+from pyvllama.cli.options import gpu_options, layout_options, threads_option
 
 __all__ = ["bench"]
 
@@ -38,10 +36,7 @@ def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> t
 @click.option("-r", "--repetitions", type=click.IntRange(min=1), default=5, show_default=True, help="Of each test.")
 @threads_option("physical cores")
 @gpu_options
-@click.option("--kv-type", type=click.Choice(list(KV_TYPES)), default="f16", show_default=True,
-              help="Type of the self-attention cache.")  # fmt: skip
-@click.option("--cross-kv-type", type=click.Choice(list(CROSS_KV_TYPES)), default="f16", show_default=True,
-              help="Type of the picture's keys and values.")  # fmt: skip
+@layout_options
 @click.option("-o", "--output", type=click.Choice(["md", "json"]), default="md", show_default=True,
               help="A Markdown table or one JSON object, on stdout.")  # fmt: skip
 def bench(
@@ -57,6 +52,7 @@ def bench(
     mmproj_offload: bool,
     kv_type: str,
     cross_kv_type: str,
+    repack: bool,
     output: str,
 ) -> None:
     """Measure a model on this machine: pictures, prompts, answers. MODEL is anything that `run` takes.
@@ -84,6 +80,7 @@ def bench(
             mmproj_offload=mmproj_offload,
             kv_type=kv_type,
             cross_kv_type=cross_kv_type,
+            repack=repack,
             progress=progress,
         )
     click.echo(json.dumps(result.as_dict(), indent=2) if output == "json" else _markdown(result))
@@ -109,7 +106,7 @@ def _markdown(b: Benchmark) -> str:
           if b.gpu_layers else []),
         f"pyvllama {m['pyvllama']}, llama-cpp-python {m['llama-cpp-python']}, Python {m['python']}  ",
         f"load {_seconds(b.load_ms)}, peak memory {_bytes(b.peak_memory)}, keys and values {b.kv_type}, the picture's "
-        f"{b.cross_kv_type}; median [smallest, largest] of {n}",
+        f"{b.cross_kv_type}{'' if b.repack else ', weights in the mapped files'}; median [smallest, largest] of {n}",
     ])  # fmt: skip
 
 

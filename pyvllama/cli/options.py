@@ -10,7 +10,7 @@ from pyvllama.context import KV_TYPES, MAX_N_THREADS
 from pyvllama.loading import DEFAULT_N_CTX
 from pyvllama.model import CROSS_KV_TYPES
 
-__all__ = ["gpu_options", "load_options", "memory_options", "output_directory", "threads_option"]
+__all__ = ["gpu_options", "layout_options", "load_options", "memory_options", "output_directory", "threads_option"]
 
 Command = Callable[..., Any]
 
@@ -46,26 +46,27 @@ def gpu_options(command: Command) -> Command:
     return layers(offload(command))
 
 
+def layout_options(command: Command) -> Command:
+    """kv_type, cross_kv_type and repack."""
+    options = (
+        click.option("--kv-type", type=click.Choice(list(KV_TYPES)), default="f16", show_default=True,
+                     help="Type of the context's keys and values; q8_0 takes half the memory."),
+        click.option("--cross-kv-type", type=click.Choice(list(CROSS_KV_TYPES)), default="f16", show_default=True,
+                     help="Type of the pictures' keys and values; q8_0 takes three quarters of the memory."),
+        click.option("--repack/--no-repack", " /-nr", default=True, show_default=True,
+                     help="Whether weights are copied into the layout of the CPU's kernels: loading takes longer, each "
+                     "token of an answer less."),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def memory_options(n_ctx: int = DEFAULT_N_CTX) -> Callable[[Command], Command]:
-    """ctx_size (`n_ctx` by default), kv_type, cross_kv_type and repack."""
-
-    def decorate(command: Command) -> Command:
-        options = (
-            click.option("-c", "--ctx-size", type=click.IntRange(min=1), default=n_ctx, show_default=True,
-                         help="Positions of the context."),
-            click.option("--kv-type", type=click.Choice(list(KV_TYPES)), default="f16", show_default=True,
-                         help="Type of the context's keys and values; q8_0 takes half the memory."),
-            click.option("--cross-kv-type", type=click.Choice(list(CROSS_KV_TYPES)), default="f16", show_default=True,
-                         help="Type of the pictures' keys and values; q8_0 takes three quarters of the memory."),
-            click.option("--repack/--no-repack", " /-nr", default=True, show_default=True,
-                         help="Whether weights are copied into the layout of the CPU's kernels: loading takes longer, "
-                         "each token of an answer less."),
-        )  # fmt: skip
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
+    """ctx_size (`n_ctx` by default) and those of `layout_options`."""
+    size = click.option("-c", "--ctx-size", type=click.IntRange(min=1), default=n_ctx, show_default=True,
+                        help="Positions of the context.")  # fmt: skip
+    return lambda command: size(layout_options(command))
 
 
 def load_options(n_ctx: int = DEFAULT_N_CTX) -> Callable[[Command], Command]:

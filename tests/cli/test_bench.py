@@ -44,6 +44,12 @@ def test_what_makes_a_line_comparable(cli, pair):
         assert value in text, value
 
 
+def test_weights_that_are_not_copied(cli, pair):
+    options = (*QUICK, "--tiles", "0", "--no-repack")
+    assert "weights in the mapped files" in cli("bench", pair.text, *options).stdout
+    assert json.loads(cli("bench", pair.text, *options, "-o", "json").stdout)["repack"] is False
+
+
 def test_several_lengths(cli, pair):
     d = json.loads(cli("bench", pair.text, *QUICK, "-p", "4,9", "-n", "0", "--tiles", "0", "-o", "json").stdout)
     assert [(r["test"], r["n_prompt"]) for r in d["results"]] == [("pp4", 4), ("pp9", 9)]
