@@ -319,5 +319,5 @@ def test_of_several_the_one_that_is_none_is_named(tmp_path):
         load_images([gone])
     with pytest.raises(ImageError, match=r"^image 2 of 3: there is no picture file .*gone\.png$"):
         load_images([good, gone, good])
-    with pytest.raises(ImageTooLarge, match="^image 1 of 2: the image array uint8.* has 2 x 2 = 4 pixels"):
+    with pytest.raises(ImageTooLarge, match=r"^image 1 of 2: the image array uint8.* has 2 x 2 = 4 pixels"):
         load_images([good, gone], limits=ImageLimits(max_pixels=3))
