@@ -120,7 +120,7 @@ def test_what_is_wrong_is_said_first(reference, datasets, tmp_path, monkeypatch)
 def test_no_room_for_the_logits(reference, datasets, tmp_path, monkeypatch):
     pair = (reference.text, reference.text)
     for limit in (1000, 100_000):
-        with pytest.raises(ConfigError, match="logits cannot be kept: .*work_dir"), file_size_limit(limit):
+        with pytest.raises(ConfigError, match=r"logits cannot be kept: .*work_dir"), file_size_limit(limit):
             evaluate(*pair, datasets, work_dir=tmp_path, **OPTIONS)
         assert not list(tmp_path.iterdir())
 
