@@ -5,9 +5,10 @@ divergence of a Q8_0 model is about 1e-3, and rounding log-probabilities to floa
 a unit in the last place is 1e-3 between 2 and 4, 8e-3 between 16 and 32). A row of 128 thousand tokens takes 513 kB.
 """
 
+import contextlib
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -133,7 +134,7 @@ def evaluate(
         "mmproj_offload": mmproj_offload,
     }
     tell = _Teller(progress)
-    folder = Path(work_dir) if work_dir is not None else Path(tempfile.gettempdir())
+    folder = Path(work_dir) if work_dir is not None else _temporary_folder()
     with _temporary_file(folder) as store:
         tell(0.0, "loading the reference")
         with TranscriptReader(pairs[0], **options) as reader:
@@ -163,12 +164,25 @@ class _Teller:
             raise Cancelled("the evaluation was stopped")
 
 
-def _temporary_file(folder: Path) -> IO[bytes]:
+def _temporary_folder() -> Path:
+    try:
+        return Path(tempfile.gettempdir())
+    except OSError as e:  # it tries to write there: a full disk ends here
+        raise ConfigError(f"the reference's logits cannot be kept: {e.strerror or e}; name a work_dir") from e
+
+
+@contextlib.contextmanager
+def _temporary_file(folder: Path) -> Iterator[IO[bytes]]:
     """A file without a name (where the system can): gone with the process, however that ends."""
     try:
-        return tempfile.TemporaryFile(dir=folder)
+        file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  closed below
     except OSError as e:
         raise ConfigError(f"{folder} cannot be written to: {e.strerror or e}; name another work_dir") from e
+    try:
+        yield file
+    finally:
+        with contextlib.suppress(OSError):  # it still holds what a full disk did not take
+            file.close()
 
 
 def _check_space(folder: Path, transcripts: Sequence[Transcript], max_tokens: int, n_vocab: int) -> None:
@@ -205,6 +219,7 @@ def _keep_logits(reader: TranscriptReader, transcript: Transcript, max_tokens: i
     try:
         for part in reader.answer_logits(transcript):
             store.write(np.ascontiguousarray(part, "<f4").data)
+        store.flush()
     except OSError as e:
         raise ConfigError(f"the reference's logits cannot be kept: {e.strerror or e}; name another work_dir") from e
     return transcript

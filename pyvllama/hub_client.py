@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyvllama.errors import Cancelled, ModelNotFound
+from pyvllama.errors import Cancelled, ConfigError, ModelNotFound
 
 __all__ = [
     "HUB",
@@ -142,6 +143,7 @@ def fetch(
 
     Raises:
         ModelNotFound: see `hub_errors`.
+        ConfigError: the disk is full.
         Cancelled: progress returned False.
     """
     import huggingface_hub  # noqa: PLC0415
@@ -151,7 +153,7 @@ def fetch(
         "cache_dir": cache_dir,
         "tqdm_class": None if progress is None else _reporting_bar(progress),
     }
-    with hub_errors(repo_id, revision):
+    with hub_errors(repo_id, revision), _room_in(Path(local_dir or cache_dir or hub_cache_path())):
         folder = huggingface_hub.snapshot_download(
             repo_id,
             revision=revision,
@@ -160,6 +162,20 @@ def fetch(
             **{name: value for name, value in given.items() if value is not None},
         )
     return Path(str(folder))
+
+
+@contextlib.contextmanager
+def _room_in(directory: Path) -> Iterator[None]:
+    """What the client raises where the disk is full names no file."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
+            raise
+        raise ConfigError(
+            f"{directory} cannot be written: the disk is full; free some space, or set HF_HOME to another directory; "
+            "the same command then goes on"
+        ) from e
 
 
 def report(progress: BytesProgress, done: int, total: int | None) -> None:

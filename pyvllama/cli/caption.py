@@ -68,6 +68,7 @@ def caption(
     if not waiting:
         ui.note(f"{len(pictures)} pictures in {folder}, none without a caption.")
         return
+    _append(output)
     beginning = [{"role": "system", "content": system}] if system else []
 
     def conversations() -> Iterator[list[dict[str, Any]]]:
@@ -86,19 +87,28 @@ def caption(
             mmproj_offload=mmproj_offload,
             image_cache_bytes=0,
         ) as llm,
-        output.open("a", encoding="utf-8") as out,
         ui.count_progress("Describing", len(waiting)) as advance,
     ):
         answers = llm.chat_many(conversations(), n_parallel=parallel, max_tokens=max_tokens, temperature=temperature)
         for i, answer in answers:
             name = waiting[i].relative_to(folder).as_posix()
             n_failed += isinstance(answer, VllamaError)
-            out.write(_json(_line(name, answer)) + "\n")
-            out.flush()
+            _append(output, _json(_line(name, answer)) + "\n")
             advance(name)
     ui.note(f"{len(waiting) - n_failed} captions in {output}" + (f", {n_failed} failed" if n_failed else ""))
     if n_failed:
         raise click.exceptions.Exit(EXIT_SOME_FAILED)
+
+
+def _append(output: Path, line: str = "") -> None:
+    """Write at the end of the file, at once. Of a line that the disk has no room for the next run cuts off the rest."""
+    data = line.encode()
+    try:
+        with output.open("ab", buffering=0) as f:
+            while data:
+                data = data[f.write(data) :]
+    except OSError as e:
+        raise ConfigError(f"{output} cannot be written: {e.strerror or e}; run again, it goes on from there") from e
 
 
 def _line(name: str, answer: dict[str, Any] | VllamaError) -> dict[str, Any]:

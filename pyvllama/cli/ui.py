@@ -51,13 +51,15 @@ _CONTROL = {c: "\N{REPLACEMENT CHARACTER}" for c in (*range(32), *range(127, 160
 
 
 def note(text: str) -> None:
-    """A line beside the answer."""
-    _err.print(_printable(text, _err), style="dim", markup=False, soft_wrap=True)
+    """A line beside the answer. Where stderr is a file on a full disk it is lost: no reason to stop."""
+    with contextlib.suppress(OSError):
+        _err.print(_printable(text, _err), style="dim", markup=False, soft_wrap=True)
 
 
 def error(text: str) -> None:
-    """A line that says what went wrong."""
-    _err.print(_printable(f"Error: {text}", _err), style="red", markup=False, soft_wrap=True)
+    """A line that says what went wrong; the exit code says it too, where stderr takes no more."""
+    with contextlib.suppress(OSError):
+        _err.print(_printable(f"Error: {text}", _err), style="red", markup=False, soft_wrap=True)
 
 
 def write_answer(text: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from pyvllama.conversion.typed_rows import Slices
-from pyvllama.conversion.writer import Metadata, TensorSpec, publish, verify_gguf, write_gguf
+from pyvllama.conversion.writer import Metadata, TensorSpec, publish, verify_gguf, write_gguf, writing
 from pyvllama.errors import Cancelled, ConfigError
 
 try:
@@ -171,7 +171,9 @@ def _locked(path: Path) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    with path.open("wb") as f:
+    with writing(path):
+        f = path.open("wb")
+    with f:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield

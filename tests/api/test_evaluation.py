@@ -1,11 +1,14 @@
 """A pair against a reference pair, over chats: what is compared, and what the figures say."""
 
+import errno
 import json
 import shutil
+import tempfile
 
 import numpy as np
 import pytest
 from chats import write_chats, write_text_chats
+from file_size_limit import file_size_limit
 from talk import user
 
 import pyvllama
@@ -111,6 +114,21 @@ def test_what_is_wrong_is_said_first(reference, datasets, tmp_path, monkeypatch)
     usage = shutil._ntuple_diskusage(10**9, 10**9 - 10**5, 10**5)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(ConfigError, match=r"take up to 0\.\d GB \(\d+ tokens\), but .* has 0\.0 GB free"):
+        evaluate(*pair, datasets, **OPTIONS)
+
+
+def test_no_room_for_the_logits(reference, datasets, tmp_path, monkeypatch):
+    pair = (reference.text, reference.text)
+    for limit in (1000, 100_000):
+        with pytest.raises(ConfigError, match=r"logits cannot be kept: .*work_dir"), file_size_limit(limit):
+            evaluate(*pair, datasets, work_dir=tmp_path, **OPTIONS)
+        assert not list(tmp_path.iterdir())
+
+    def full():
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(tempfile, "gettempdir", full)
+    with pytest.raises(ConfigError, match=r"kept: No usable temporary directory .*; name a work_dir"):
         evaluate(*pair, datasets, **OPTIONS)
 
 

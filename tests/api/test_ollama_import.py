@@ -20,10 +20,10 @@ def models(
     request: pytest.FixtureRequest,
     pocket_checkpoint: Path,
     pocket_pairs: Callable[..., Any],
-    tmp_path_factory: pytest.TempPathFactory,
+    module_path: Path,
 ) -> Any:
     """(imported, converted), both loaded; Q4_K_M with a tower in Q4_K, as Ollama's library has some."""
-    work = tmp_path_factory.mktemp(request.param)
+    work = module_path / request.param
     converted = pocket_pairs("q4_k_m", "q4_k")
     model = ollama_store.build(pocket_checkpoint, converted, request.param)
     template = json.loads((pocket_checkpoint / "chat_template.json").read_text())["chat_template"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import time
 
 import pytest
+from file_size_limit import file_size_limit
 from refusals import assert_refused
 
 
@@ -71,6 +73,21 @@ def test_refusals(cli, folder, tmp_path):
     (tmp_path / "other.jsonl").write_text('{"caption": "x", "file": "a"}\nmy diary\n')
     assert_refused(cli("caption", folder, "-o", tmp_path / "other.jsonl"), "line 2", "no line of captions")
     assert (tmp_path / "other.jsonl").read_text().endswith("my diary\n")
+
+
+def test_a_full_disk(cli, folder, tmp_path):
+    """It is said which file; what fits is kept, and with more room the same command goes on."""
+    out = tmp_path / "captions.jsonl"
+    before = json.dumps({"file": "gone.png", "caption": "x" * 100_000}) + "\n"
+    for room in (0, 600):
+        out.write_text(before)
+        with file_size_limit(len(before) + room):
+            result = cli("caption", folder, "-o", out, "-t", "1", "--max-tokens", "8")
+        assert_refused(result, rf"{re.escape(str(out))} cannot be written: File too large; run again")
+        assert out.stat().st_size == len(before) + room
+    result = cli("caption", folder, "-o", out, "-t", "1", "--max-tokens", "8")
+    assert result.exit_code == 0, result.output
+    assert len({line["file"] for line in lines(out)}) == len(lines(out)) == 7
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")

@@ -10,9 +10,9 @@ from pyvllama.gguf_file import GGUFFile
 
 
 @pytest.fixture(scope="module")
-def store_path(tiny_checkpoint, tiny_pair, tmp_path_factory):
+def store_path(tiny_checkpoint, tiny_pair, module_path):
     """A store with one model."""
-    store = ollama_store.Store(tmp_path_factory.mktemp("ollama"))
+    store = ollama_store.Store(module_path)
     pair = tiny_pair("small", "q8_0", "f16")
     store.add_model(ollama_store.build(tiny_checkpoint("small"), pair, "G3"), "llama3.2-vision:11b-instruct-q8_0")
     return store.path

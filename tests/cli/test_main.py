@@ -1,6 +1,10 @@
 """The program as a whole: help, version, exit codes, log."""
 
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -82,6 +86,15 @@ def test_every_error_is_one_line_and_code_2(monkeypatch, name):
     assert (result.exit_code, result.stdout) == (EXIT_ERROR, "")
     line = f"Error: what: where, and [bold]what[/bold] to do {'about it ' * 30}"
     assert result.stderr.rstrip() == line.rstrip()  # nothing wrapped, nothing taken for markup
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize(("arguments", "code"), [(["list"], 0), (["show", "/gone"], EXIT_ERROR)])
+def test_notes_that_find_no_room_stop_nothing(arguments, code, tmp_path):
+    command = [sys.executable, "-m", "pyvllama.cli.main", *arguments]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stderr=full, env=os.environ | {"PYVLLAMA_CACHE": str(tmp_path)}, check=False)
+    assert done.returncode == code
 
 
 def test_an_error_of_ours_that_nobody_expects_keeps_its_traceback(monkeypatch):

@@ -16,24 +16,23 @@ def good_mmproj(tiny_pair) -> Path:
     return tiny_pair("two_tiles").mmproj
 
 
-@pytest.fixture(scope="session")
-def evil_files(good_mmproj, tmp_path_factory) -> dict[str, Path]:
-    out_dir = tmp_path_factory.mktemp("evil")
+@pytest.fixture(scope="module")
+def evil_files(good_mmproj, module_path) -> dict[str, Path]:
     paths = {}
     for name, maker in (CONTAINERS | MMPROJS).items():
         parts = gguf_bytes.read(good_mmproj)
         raw = maker(parts)
-        paths[name] = out_dir / f"{name}.gguf"
+        paths[name] = module_path / f"{name}.gguf"
         paths[name].write_bytes(parts.to_bytes() if raw is None else raw)
     return paths
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def opened_as_mmproj(evil_files):
     return verdicts("mmproj", list(evil_files.values()))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def opened_as_directory(evil_files):
     return verdicts("directory", [evil_files[name] for name in CONTAINERS])
 

@@ -61,9 +61,9 @@ HARMLESS = {"no_merges", "merges_of_one_word", "bos_past_the_end"}  # may also l
 
 
 @pytest.fixture(scope="module")
-def opened(tiny_pair, tmp_path_factory):
-    pair, out_dir = tiny_pair("two_tiles"), tmp_path_factory.mktemp("text")
-    paths = [gb.rewrite(pair.text, out_dir / f"{name}.gguf", change) for name, change in DAMAGE.items()]
+def opened(tiny_pair, module_path):
+    pair = tiny_pair("two_tiles")
+    paths = [gb.rewrite(pair.text, module_path / f"{name}.gguf", change) for name, change in DAMAGE.items()]
     return verdicts(f"text:{pair.mmproj}", paths)
 
 

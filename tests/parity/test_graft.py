@@ -16,8 +16,8 @@ EXACT = {"kv_type": "f32", "cross_kv_type": "f32", "flash_attn": False}
 
 
 @pytest.fixture(scope="module")
-def llama31(pocket_pair, tmp_path_factory) -> Path:
-    return without_image_token(pocket_pair.text, tmp_path_factory.mktemp("graft") / "Own-8B-F32.gguf")
+def llama31(pocket_pair, module_path) -> Path:
+    return without_image_token(pocket_pair.text, module_path / "Own-8B-F32.gguf")
 
 
 def messages(samples):

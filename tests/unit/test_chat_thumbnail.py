@@ -5,6 +5,7 @@ import io
 import re
 
 import pytest
+from file_size_limit import file_size_limit
 from pictures import BLUE, RED, noise
 from PIL import Image
 
@@ -137,6 +138,20 @@ def test_a_long_history_forgets_its_beginning(lines, tmp_path):
     assert all(len(text) > 10_000 for text in after)
     (file,) = (tmp_path / "data").iterdir()
     assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_long_history_on_a_full_disk(lines, tmp_path):
+    kept = history.open_history()
+    for i in range(200):
+        kept.append_string(f"{i} " + "y" * 10_000)
+    (file,) = (tmp_path / "data").iterdir()
+    before = file.read_bytes()
+    with file_size_limit(100_000):
+        after = lines()
+        history.open_history().append_string("no room")
+    assert len(after) == 200
+    assert list((tmp_path / "data").iterdir()) == [file]
+    assert file.read_bytes() == before
 
 
 def test_a_deleted_history_is_private_again(lines, tmp_path):

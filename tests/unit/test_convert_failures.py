@@ -4,7 +4,6 @@ import contextlib
 import errno
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 import factories
 import numpy as np
 import pytest
+from file_size_limit import file_size_limit
 
 from pyvllama.conversion import convert, output, writer
 from pyvllama.errors import Cancelled, CheckpointError, ConfigError, FormatError, ModelNotFound
@@ -88,12 +88,20 @@ def test_existing_files_are_kept_unless_asked(tmp_path, tiny_checkpoint):
     assert GGUFFile(convert_small(tiny_checkpoint("small"), out, overwrite=True).text).tensors
 
 
-@pytest.mark.parametrize("where", ["fsync", "replace"])
+@pytest.mark.parametrize("where", ["fsync", "replace", "lock"])
 def test_full_disk(where, tmp_path, tiny_checkpoint, monkeypatch):
     def fail(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(*((os, "fsync", fail) if where == "fsync" else (Path, "replace", fail)))
+    path_open = Path.open
+
+    def no_lock(path, *arguments, **options):
+        return fail() if path.name == "lock" else path_open(path, *arguments, **options)
+
+    tiny_checkpoint("small")
+    monkeypatch.setattr(
+        *{"fsync": (os, "fsync", fail), "replace": (Path, "replace", fail), "lock": (Path, "open", no_lock)}[where]
+    )
     with leaves_nothing(tmp_path / "out", ConfigError, match="disk is full"):
         convert_small(tiny_checkpoint("small"), tmp_path / "out")
 
@@ -115,13 +123,9 @@ def test_second_file_cannot_be_renamed(tmp_path, tiny_checkpoint, monkeypatch):
 @pytest.mark.parametrize("limit", [0, 100, 5000, 300_000, 900_000])
 def test_writes_that_really_fail(limit, tmp_path, tiny_checkpoint):
     """The kernel refuses to write past a size, anywhere in the file."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with leaves_nothing(tmp_path / "out", ConfigError, match="cannot be written"):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-        try:
-            convert_small(tiny_checkpoint("small"), tmp_path / "out")
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    checkpoint = tiny_checkpoint("small")
+    with leaves_nothing(tmp_path / "out", ConfigError, match="cannot be written"), file_size_limit(limit):
+        convert_small(checkpoint, tmp_path / "out")
 
 
 def test_disk_too_small_is_known_before(tmp_path, tiny_checkpoint, monkeypatch):

@@ -1,6 +1,7 @@
 """Hub ids as sources: against a hub of our own, through the command line, as a user has it."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -178,5 +179,8 @@ def test_a_download_goes_on_in_the_hubs_own_cache(monkeypatch, tmp_path):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", full)
-    with pytest.raises(ModelNotFound, match="No space left"):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    with pytest.raises(
+        ConfigError, match=f"^{re.escape(str(tmp_path))}/hub cannot be written: the disk is full; .* HF_"
+    ):
         hub_module.download("org/name")

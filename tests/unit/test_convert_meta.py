@@ -24,19 +24,19 @@ def convert_small(source, out_dir, **options):
 
 
 @pytest.fixture(scope="module")
-def hf(tmp_path_factory):
-    return meta_files.write_hf(tmp_path_factory.mktemp("hf") / "model")
+def hf(module_path):
+    return meta_files.write_hf(module_path / "hf" / "model")
 
 
 @pytest.fixture(scope="module")
-def hf_pair(hf, tmp_path_factory):
-    return convert_small(hf, tmp_path_factory.mktemp("hf-gguf"))
+def hf_pair(hf, module_path):
+    return convert_small(hf, module_path / "hf-gguf")
 
 
 @pytest.fixture(scope="module")
-def meta_pair(tmp_path_factory):
-    source = meta_files.write_meta(tmp_path_factory.mktemp("meta") / "model")
-    return convert_small(source, tmp_path_factory.mktemp("meta-gguf"))
+def meta_pair(module_path):
+    source = meta_files.write_meta(module_path / "meta" / "model")
+    return convert_small(source, module_path / "meta-gguf")
 
 
 def assert_same_tensors(ours, theirs):

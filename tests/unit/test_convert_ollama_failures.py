@@ -27,15 +27,14 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ollama_store.Store
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pair]:
-    work = tmp_path_factory.mktemp("tiny")
+def tiny(module_path: Path) -> tuple[Path, Pair]:
 
     def small_gates(name: str, values: np.ndarray) -> np.ndarray:
         """Below 1, all of them: nothing to see of a missing tanh."""
         return values / 2 if "gate" in name and values.shape == (1,) else values
 
-    checkpoint = factories.write_checkpoint(work / "checkpoint", "small", edit=small_gates)
-    return checkpoint, pyvllama.convert(checkpoint, work, text_type="q8_0", mmproj_type="f16")
+    checkpoint = factories.write_checkpoint(module_path / "checkpoint", "small", edit=small_gates)
+    return checkpoint, pyvllama.convert(checkpoint, module_path, text_type="q8_0", mmproj_type="f16")
 
 
 def refuse(model: Model, store: ollama_store.Store, out_dir: Path, kind: type[VllamaError], pattern: str) -> None:

@@ -46,11 +46,10 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ollama_store.Store
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pair]:
+def tiny(module_path: Path) -> tuple[Path, Pair]:
     """The smallest configuration with Llama 3's rotary scaling, and what the converter makes of it."""
-    work = tmp_path_factory.mktemp("tiny")
-    checkpoint = factories.write_checkpoint(work / "checkpoint", "small")
-    return checkpoint, pyvllama.convert(checkpoint, work, text_type="q8_0", mmproj_type="f16")
+    checkpoint = factories.write_checkpoint(module_path / "checkpoint", "small")
+    return checkpoint, pyvllama.convert(checkpoint, module_path, text_type="q8_0", mmproj_type="f16")
 
 
 def import_model(model: ollama_store.Model, store: ollama_store.Store, out_dir: Path, **options: Any) -> Pair:

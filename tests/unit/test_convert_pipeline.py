@@ -211,7 +211,8 @@ def test_tied_embeddings(tmp_path):
 def test_peak_memory_is_a_few_slices(tmp_path, tiny_checkpoint, monkeypatch):
     import tracemalloc
 
-    checkpoint = factories.write_checkpoint(tmp_path / "model", "small", intermediate_size=32768)
+    layers = {"num_hidden_layers": 3, "cross_attention_layers": (1,), "intermediate_size": 32768}
+    checkpoint = factories.write_checkpoint(tmp_path / "model", "small", **layers)
     biggest = 4 * 32768 * 128
     monkeypatch.setattr(typed_rows, "_SLICE_ELEMENTS", 1 << 16)
     tracemalloc.start()

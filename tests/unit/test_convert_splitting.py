@@ -14,10 +14,9 @@ from pyvllama.gguf_file import GGUFFile, pairing_hash
 
 
 @pytest.fixture(scope="module")
-def split(tmp_path_factory, pocket_checkpoint):
+def split(module_path, pocket_checkpoint):
     """The pocket model in shards of at most 1.5 MB."""
-    out = tmp_path_factory.mktemp("split")
-    return convert(pocket_checkpoint, out, text_type="q8_0", mmproj_type="q8_0", split_max_bytes=1_500_000)
+    return convert(pocket_checkpoint, module_path, text_type="q8_0", mmproj_type="q8_0", split_max_bytes=1_500_000)
 
 
 def test_names_and_sizes(split):

@@ -39,13 +39,13 @@ def mostly_empty(name, values):
 
 
 @pytest.fixture(scope="module")
-def f32(tmp_path_factory):
+def f32(module_path):
     """f32(size) -> the pair of a random model with those sizes, in F32."""
     made = {}
 
     def make(size):
         if size not in made:
-            where = tmp_path_factory.mktemp(size)
+            where = module_path / size
             checkpoint = factories.write_checkpoint(
                 where / "model", "small", edit=mostly_empty, **SIZES[size], **LAYERS
             )

@@ -3,7 +3,6 @@
 import dataclasses
 import errno
 import os
-import resource
 import shutil
 import struct
 from pathlib import Path
@@ -12,6 +11,7 @@ import gguf_bytes
 import numpy as np
 import pytest
 from exports import changed, contents, leaves_nothing, strings, u32
+from file_size_limit import file_size_limit
 
 from pyvllama.conversion import checkpoint_export, export
 from pyvllama.conversion.checkpoint import Checkpoint
@@ -107,13 +107,8 @@ def test_full_disk(where, pair, tmp_path, monkeypatch):
 @pytest.mark.parametrize("limit", [0, 100, 5000, 300_000, 2_000_000])
 def test_writes_that_really_fail(limit, pair, tmp_path):
     """The kernel refuses to write past a size, anywhere in the files."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with leaves_nothing(tmp_path / "out", ConfigError, match="cannot be written"):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-        try:
-            export(pair.text, tmp_path / "out")
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with leaves_nothing(tmp_path / "out", ConfigError, match="cannot be written"), file_size_limit(limit):
+        export(pair.text, tmp_path / "out")
 
 
 def test_disk_too_small_is_known_before(pair, tmp_path, monkeypatch):

@@ -38,8 +38,8 @@ def checkpoint(tmp_path, tiny_checkpoint):
 
 
 @pytest.fixture(scope="module")
-def pocket_export(pocket_pairs, tmp_path_factory):
-    return export(pocket_pairs("bf16", "bf16").text, tmp_path_factory.mktemp("pocket") / "out")
+def pocket_export(pocket_pairs, module_path):
+    return export(pocket_pairs("bf16", "bf16").text, module_path / "pocket")
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,8 @@ def test_slices_do_not_matter(tiny_pair, tmp_path, monkeypatch):
 def test_peak_memory_is_a_few_slices(tmp_path, monkeypatch):
     import tracemalloc
 
-    checkpoint = factories.write_checkpoint(tmp_path / "model", "small", intermediate_size=32768)
+    layers = {"num_hidden_layers": 3, "cross_attention_layers": (1,), "intermediate_size": 32768}
+    checkpoint = factories.write_checkpoint(tmp_path / "model", "small", **layers)
     pair = convert(checkpoint, tmp_path / "pair", text_type="f32", mmproj_type="f32")
     monkeypatch.setattr(typed_rows, "_SLICE_ELEMENTS", 1 << 16)
     monkeypatch.setattr(writer, "_READ_BYTES", 1 << 16)

@@ -43,7 +43,8 @@ class _PrivateHistory(FileHistory):
         self._create()
         path.chmod(0o600)  # where it was there already
         if path.stat().st_size > _MAX_BYTES:
-            _forget_oldest(path)
+            with contextlib.suppress(OSError):  # longer than it should be is better than none
+                _forget_oldest(path)
         super().__init__(str(path))
 
     def store_string(self, string: str) -> None:
@@ -60,6 +61,9 @@ def _forget_oldest(path: Path) -> None:
     """Keep the newer half. Entries begin with an empty line and a comment with the time."""
     newest = path.read_bytes()[-_MAX_BYTES // 2 :]
     work = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-    with os.fdopen(os.open(work, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as f:
-        f.write(newest[newest.find(b"\n# ") :])
-    work.replace(path)
+    try:
+        with os.fdopen(os.open(work, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as f:
+            f.write(newest[newest.find(b"\n# ") :])
+        work.replace(path)
+    finally:
+        work.unlink(missing_ok=True)
