@@ -139,11 +139,16 @@ inline void few_values(const few_part & part, const float * weights, float * out
             }
         }
         if (whole < part.n_keys) {  // nothing is read behind the last one
+            char rest[ROWS][LANES * sizeof(float)] = {};
             for (int m = 0; m < ROWS; ++m) {
-                char rest[LANES * sizeof(float)] = {};
-                __builtin_memcpy(rest, v[m] + whole * BYTES, (size_t) (part.n_keys - whole) * BYTES);
-                for (int r = 0; r < N; ++r) {
-                    sums[r * ROWS + m] += load_as<T>(rest) * load(weights + r * FEW_KEYS + whole);
+                __builtin_memcpy(rest[m], v[m] + whole * BYTES, (size_t) (part.n_keys - whole) * BYTES);
+            }
+#pragma GCC unroll 16
+            for (int r = 0; r < N; ++r) {
+                const vec x = load(weights + r * FEW_KEYS + whole);
+#pragma GCC unroll 16
+                for (int m = 0; m < ROWS; ++m) {
+                    sums[r * ROWS + m] += load_as<T>(rest[m]) * x;
                 }
             }
         }

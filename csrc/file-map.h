@@ -25,7 +25,9 @@ class file_map {
   private:
     const uint8_t * data_ = nullptr;
     size_t size_ = 0;
+#if defined(_WIN32)
     void * copy_ = nullptr;  // without mmap
+#endif
 };
 
 }  // namespace pyvllama

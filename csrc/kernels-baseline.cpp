@@ -25,8 +25,7 @@ inline float32x4_t load_i8(const char * p) {
     __builtin_memcpy(&x, p, sizeof(x));
     // each number into the highest byte, where it is 2^24 times as large; 255 is no byte's index and gives zero
     const uint8x16_t order = { 255, 255, 255, 0, 255, 255, 255, 1, 255, 255, 255, 2, 255, 255, 255, 3 };
-    const uint8x16_t bytes = vqtbl1q_u8(vreinterpretq_u8_u32(vsetq_lane_u32(x, vdupq_n_u32(0), 0)), order);
-    return vcvtq_n_f32_s32(vreinterpretq_s32_u8(bytes), 24);
+    return vcvtq_n_f32_s32(vreinterpretq_s32_u8(vqtbl1q_u8(vreinterpretq_u8_u32(vdupq_n_u32(x)), order)), 24);
 }
 
 inline float32x4_t all_f16(const char * p) {

@@ -156,7 +156,32 @@ void pack_weights(const uint16_t * w, size_t w_stride, int n, int n_in, uint16_t
     }
 }
 
+// out[r][j] += sum over i of rows[r][i] * panel[i][first + j] for COLUMNS columns. A function of its own: within
+// another loop compilers keep some of the sums in memory.
+__attribute__((noinline)) void add_product(const uint16_t * const (&rows)[ROWS], const uint16_t * panel, int first,
+                                           int n, float * const (&out)[ROWS]) {
+    vec acc[ROWS][VECTORS];
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r) {
+#pragma GCC unroll 8
+        for (int j = 0; j < VECTORS; ++j) {
+            acc[r][j] = load(out[r] + first + 4 * j);
+        }
+    }
+    multiply(acc, rows, panel, GEMM_PANEL, n, first);
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r) {
+#pragma GCC unroll 8
+        for (int j = 0; j < VECTORS; ++j) {
+            store(out[r] + first + 4 * j, acc[r][j]);
+        }
+    }
+}
+
 void gemm(const uint16_t * a, size_t a_stride, int n_rows, int n_in, const uint16_t * panel, float * c) {
+    for (int i = 0; i < n_rows * GEMM_PANEL; ++i) {
+        c[i] = 0;
+    }
     for (int k = 0; k < n_in; k += BLOCK) {
         const int n = n_in - k < BLOCK ? n_in - k : BLOCK;
         for (int first = 0; first < n_rows; first += ROWS) {
@@ -168,22 +193,7 @@ void gemm(const uint16_t * a, size_t a_stride, int n_rows, int n_in, const uint1
                 out[r] = c + row * GEMM_PANEL;
             }
             for (int column = 0; column < GEMM_PANEL; column += COLUMNS) {
-                vec acc[ROWS][VECTORS];
-#pragma GCC unroll 8
-                for (int r = 0; r < ROWS; ++r) {
-#pragma GCC unroll 8
-                    for (int j = 0; j < VECTORS; ++j) {
-                        acc[r][j] = k == 0 ? all(0.0f) : load(out[r] + column + 4 * j);
-                    }
-                }
-                multiply(acc, rows, panel + (size_t) k * GEMM_PANEL, GEMM_PANEL, n, column);
-#pragma GCC unroll 8
-                for (int r = 0; r < ROWS; ++r) {
-#pragma GCC unroll 8
-                    for (int j = 0; j < VECTORS; ++j) {
-                        store(out[r] + column + 4 * j, acc[r][j]);
-                    }
-                }
+                add_product(rows, panel + (size_t) k * GEMM_PANEL, column, n, out);
             }
         }
     }

@@ -120,6 +120,7 @@ static void test_attention(const attention_kernels<T> & kernels, double bound) {
         { 1, 1, 2, 1, 0 },           { 7, p - 1, 16, 1, 0 },   { 160, p, 80, 1, 0 },       { 5, p + 1, 80, 1, 3 },
         { 33, 6 * p + 5, 80, 1, 0 }, { 12, 1607, 80, 1, 800 }, { 160, 1609, 80, 30, 804 }, { 3, 700, 80, 300, 0 },
         { 11, 333, 34, 3, 50 },      { 9, 100, 128, 3, 0 },    { 6, 65, 96, 1, 65 },       { 4, 50, 10, 1, 0 },
+        { 5, 40, 14, 1, 0 },
     };
     for (const attention_case & c : cases) {
         const double e = attention_error(kernels, c);
@@ -247,13 +248,23 @@ static void test_few(const f32_kernels & kernels) {
 }
 
 static void test_gemm(const bf16_kernels & kernels) {
-    for (auto [n_rows, n_in, n_out] :
-         { std::array<int, 3>{ 1, 2, 1 }, { 5, 34, 64 }, { 96, 1280, 64 }, { 7, 2600, 10 } }) {
+    for (auto [n_rows, n_in, n_out] : { std::array<int, 3>{ 1, 2, 1 },
+                                        { 5, 34, 64 },
+                                        { 96, 1280, 64 },
+                                        { 7, 2600, 10 },
+                                        { 13, 300, 63 },
+                                        { 6, 550, 64 } }) {
         const std::vector<uint16_t> a = as<uint16_t>(noise((size_t) n_rows * (n_in + 6))),
                                     w = as<uint16_t>(noise((size_t) n_out * (n_in + 2)));
         std::vector<uint16_t> panel((size_t) n_in * GEMM_PANEL);
         std::vector<float> c((size_t) n_rows * GEMM_PANEL + 1, 77.0f);
         kernels.pack_weights(w.data(), n_in + 2, n_out, n_in, panel.data());
+        std::vector<uint16_t> in_parts(panel.size());
+        for (int i = 0; i < n_in; i += 256) {  // as the tower does
+            kernels.pack_weights(w.data() + i, n_in + 2, n_out, std::min(256, n_in - i),
+                                 in_parts.data() + (size_t) i * GEMM_PANEL);
+        }
+        CHECK(in_parts == panel);
         kernels.gemm(a.data(), n_in + 6, n_rows, n_in, panel.data(), c.data());
         CHECK(c.back() == 77.0f);
         for (int r = 0; r < n_rows; ++r) {
