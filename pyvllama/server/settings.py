@@ -181,7 +181,7 @@ _RANGES: dict[str, tuple[float, float]] = {  # int bounds: whole numbers only
     "max_body_bytes": (1, 2**40),
 }
 _MAY_BE_NONE = ("n_threads", "deadline_s", "keep_alive_s")
-_FLAGS = ("ollama", "manage_models", "allow_private_urls", "grammars", "log_prompts")
+_FLAGS = ("mmproj_offload", "repack", "ollama", "manage_models", "allow_private_urls", "grammars", "log_prompts")
 _TUPLES = ("aliases", "api_keys", "cors_origins", "allowed_hosts")
 _CHOICES = {"kv_type": tuple(KV_TYPES), "cross_kv_type": CROSS_KV_TYPES, "log_format": _LOG_FORMATS}
 

@@ -18,7 +18,7 @@ from pyvllama.types import Pair
         ("deadline_s", 0), ("deadline_s", float("nan")), ("deadline_s", float("inf")), ("keep_alive_s", -1),
         ("max_models", 0), ("port", -1), ("port", 65536), ("grace_s", None), ("max_body_bytes", 0),
         ("max_image_bytes", 0), ("image_timeout_s", 0), ("kv_type", "q4_0"), ("cross_kv_type", "q4_0"),
-        ("log_format", "xml"), ("log_prompts", 1), ("allow_private_urls", None), ("api_keys", "a-key"),
+        ("log_format", "xml"), ("log_prompts", 1), ("repack", 1), ("mmproj_offload", None), ("allow_private_urls", None), ("api_keys", "a-key"),
         ("api_keys", ["a-key"]), ("aliases", ("",)), ("aliases", ("a b",)), ("aliases", (1,)), ("host", ""),
         ("host", "a b"), ("host", "http://a"), ("host", "a:80"), ("allowed_hosts", ("a:80",)),
     ],
