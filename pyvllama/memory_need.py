@@ -6,6 +6,7 @@ it with what is measured.
 
 import functools
 import sys
+from bisect import bisect_left
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -237,8 +238,17 @@ def advice(sizes: Sizes, need: Need, available: int) -> list[str]:
     smaller = replace(given, kv_type="q8_0") if sizes.head % 32 == 0 else given
     smallest = replace(smaller, cross_kv_type="q8_0") if sizes.head % 32 == 0 else given
     kinds = (given, smaller, smallest)
-    shorter = range(given.n_ctx // 1024 * 1024, 0, -1024)
-    for other in (*kinds, *(replace(kind, n_ctx=n) for kind in kinds for n in shorter)):
+
+    def shortened(kind: MemorySettings) -> MemorySettings:
+        """With the longest context that fits, in steps of 1024; if none does, the shortest."""
+        steps = range(1, given.n_ctx // 1024 + 1)
+
+        def too_long(step: int) -> bool:
+            return not memory_need(sizes, replace(kind, n_ctx=1024 * step)).fits(available)
+
+        return replace(kind, n_ctx=1024 * max(bisect_left(steps, True, key=too_long), 1))
+
+    for other in (*kinds, *map(shortened, kinds)):
         if memory_need(sizes, other).fits(available):
             changed = (
                 ("--ctx-size", given.n_ctx, other.n_ctx),

@@ -11,6 +11,7 @@ from PIL import Image
 from resident import needs_smaps
 
 import pyvllama
+from pyvllama import memory_need as module
 from pyvllama._runtime import native
 from pyvllama.errors import ConfigError, FormatError
 from pyvllama.gguf_file import GGUFFile
@@ -159,6 +160,20 @@ def test_advice_changes_all_where_one_is_not_enough():
     assert advice(BIG, memory_need(BIG, MemorySettings(32768)), both) == ["--kv-type q8_0", "--cross-kv-type q8_0"]
     odd = replace(BIG, head=80)
     assert advice(odd, need, tight) == [], "q8_0 takes 32 numbers at a time"
+
+
+def test_advice_for_the_longest_context_there_is(monkeypatch):
+    """The longest of two million lengths is not found by trying them all."""
+    n_ctx = 2**31 - 1
+    need = memory_need(BIG, MemorySettings(n_ctx))
+    tried = []
+    monkeypatch.setattr(module, "memory_need", lambda *a: tried.append(a) or memory_need(*a))
+    (option,) = advice(BIG, need, 16 * GIB)
+    name, value = option.split()
+    assert name == "--ctx-size" and len(tried) < 100
+    longest = int(value)
+    assert memory_need(BIG, MemorySettings(longest)).fits(16 * GIB)
+    assert not memory_need(BIG, MemorySettings(longest + 1024)).fits(16 * GIB)
 
 
 def test_what_is_refused():
