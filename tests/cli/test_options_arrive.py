@@ -166,6 +166,7 @@ COMMANDS = {
             "-r 9": ("repetitions", 9),
             "--kv-type bf16": ("kv_type", "bf16"),
             "--cross-kv-type f32": ("cross_kv_type", "f32"),
+            "--no-repack": ("repack", False),
         },
     }),
     "show": ("x --fit", {
