@@ -84,8 +84,13 @@ class Context:
         if params.kv_type not in KV_TYPES:
             raise ConfigError(f"kv_type must be one of {', '.join(KV_TYPES)}, not {params.kv_type!r}")
         for name, most in _LIMITS.items():
-            if not 1 <= getattr(params, name) <= most:
-                raise ConfigError(f"{name} must be between 1 and {most}, not {getattr(params, name)}")
+            value = getattr(params, name)
+            if type(value) is not int:
+                raise ConfigError(f"{name} must be a whole number, not {value!r}")
+            if not 1 <= value <= most:
+                raise ConfigError(f"{name} must be between 1 and {most}, not {value}")
+        if not any(params.flash_attn is choice for choice in _FLASH_ATTN):
+            raise ConfigError(f"flash_attn must be True, False or None, not {params.flash_attn!r}")
         if params.kv_type == "q8_0" and params.flash_attn is False:
             raise ConfigError("kv_type q8_0 needs flash attention: leave flash_attn to llama.cpp, or choose f16")
         self._ctx: Any = None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from pyvllama._runtime import llama_cpp, native
+from pyvllama.errors import ConfigError
 
 __all__ = ["Placement", "gpu_bytes", "place"]
 
@@ -86,7 +87,12 @@ def place(n_layers: object, n_gpu_layers: int, *, mmproj_offload: bool, n_tower_
         n_gpu_layers: text layers for the GPU, the output counted as one; -1: all.
         mmproj_offload: whether the vision tower is to be there, too, on the first GPU.
         n_tower_bytes: how much that takes.
+
+    Raises:
+        ConfigError: n_gpu_layers is no number that llama.cpp takes.
     """
+    if type(n_gpu_layers) is not int or not -(2**31) <= n_gpu_layers < 2**31:
+        raise ConfigError(f"n_gpu_layers must be a number of layers, or -1 for all, not {n_gpu_layers!r}")
     found = native.offload_devices()[: llama_cpp.llama_max_devices()] if n_gpu_layers != 0 else []
     if not found or type(n_layers) is not int or not 0 < n_layers <= _MAX_LAYERS:
         return Placement()  # files that make no sense are refused once they are read

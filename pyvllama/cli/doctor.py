@@ -9,7 +9,7 @@ import click
 from pyvllama import doctor as examination
 from pyvllama.cli import ui
 from pyvllama.cli.fit import examine_fit, print_fit
-from pyvllama.cli.options import memory_options
+from pyvllama.cli.options import MEMORY_OPTIONS, memory_options, refuse_given
 from pyvllama.resolve import resolve
 
 __all__ = ["doctor"]
@@ -42,6 +42,8 @@ def doctor(
     pyvllama doctor
     pyvllama doctor models --ctx-size 32768
     """  # noqa: D301  click wants the character itself
+    if model is None:
+        refuse_given(context, (*MEMORY_OPTIONS, "mmproj"), "MODEL")
     findings = examination.examine()
     problems = [finding.problem for finding in findings if finding.problem]
     fit = None

@@ -1,6 +1,6 @@
 """Options that several commands share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,21 @@ from pyvllama.context import KV_TYPES, MAX_N_THREADS
 from pyvllama.loading import DEFAULT_N_CTX
 from pyvllama.model import CROSS_KV_TYPES
 
-__all__ = ["gpu_options", "layout_options", "load_options", "memory_options", "output_directory", "threads_option"]
+__all__ = [
+    "MEMORY_OPTIONS",
+    "gpu_options",
+    "layout_options",
+    "load_options",
+    "memory_options",
+    "output_directory",
+    "refuse_given",
+    "threads_option",
+]
 
 Command = Callable[..., Any]
+
+MEMORY_OPTIONS = ("ctx_size", "kv_type", "cross_kv_type", "repack")
+"""What `memory_options` gives."""
 
 
 def output_directory(what: str) -> Callable[[Command], Command]:
@@ -32,6 +44,14 @@ def threads_option(default: str) -> Callable[[Command], Command]:
     return click.option(
         "-t", "--threads", type=click.IntRange(1, MAX_N_THREADS), help=f"CPU threads. Default: {default}."
     )
+
+
+def refuse_given(context: click.Context, names: Collection[str], needed: str) -> None:
+    """Say which of these parameters are on the command line though they mean nothing without what is needed."""
+    source = click.core.ParameterSource.COMMANDLINE
+    if given := [max(p.opts, key=len) for p in context.command.params if p.name in names
+                 and context.get_parameter_source(p.name) is source]:  # fmt: skip
+        raise click.UsageError(f"{', '.join(given)} mean{'s' * (len(given) == 1)} nothing without {needed}")
 
 
 def gpu_options(command: Command) -> Command:

@@ -149,7 +149,6 @@ def _settings(model: str | None, given: dict[str, Any]) -> Settings:
         grace_s=given["grace"],
         host=given["host"],
         port=port if port is not None else OLLAMA_PORT if ollama else DEFAULT_PORT,
-        ollama=ollama,
         manage_models=ollama,
         api_keys=keys,
         cors_origins=given["cors_origins"],

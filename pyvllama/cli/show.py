@@ -8,7 +8,7 @@ import click
 
 from pyvllama.cli import ui
 from pyvllama.cli.fit import examine_fit, print_fit
-from pyvllama.cli.options import memory_options
+from pyvllama.cli.options import MEMORY_OPTIONS, memory_options, refuse_given
 from pyvllama.errors import FormatError
 from pyvllama.gguf_file import GGUFFile, pairing_hash
 from pyvllama.inventory import inventory
@@ -84,7 +84,9 @@ def _contents(file: GGUFFile) -> dict[str, Any]:
 @click.option("--fit", is_flag=True, help="Also how much memory a chat needs at most, and whether this machine has it.")
 @memory_options()
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+@click.pass_context
 def show(
+    context: click.Context,
     model: str | None,
     mmproj: str | None,
     fit: bool,
@@ -105,6 +107,8 @@ def show(
     pyvllama show Llama-3.2-11B-Vision-Instruct-Q4_K_M          a name that `pyvllama list` shows
     pyvllama show models/Llama-3.2-11B-Vision-Instruct-Q4_K_M.gguf --json
     """  # noqa: D301  click wants the character itself
+    if not fit:
+        refuse_given(context, MEMORY_OPTIONS, "--fit")
     pair = _find(model, mmproj)
     d = describe(pair)
     if fit:

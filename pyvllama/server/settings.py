@@ -47,7 +47,6 @@ class Settings:
         grace_s: seconds that running answers are given when the server stops.
         host: address to listen at.
         port: TCP port; 0: any free one.
-        ollama: the server stands in for Ollama: its port is the default.
         manage_models: whether clients may fetch and delete models.
         api_keys: each opens everything; none: no key is asked for.
         cors_origins: origins of web pages that may use the server, as browsers write them; "*": all.
@@ -91,7 +90,6 @@ class Settings:
 
     host: str = "127.0.0.1"
     port: int = DEFAULT_PORT
-    ollama: bool = False
     manage_models: bool = False
     api_keys: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
@@ -121,7 +119,7 @@ class Settings:
                 raise ConfigError(f"{name} must be True or False, not {getattr(self, name)!r}")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
-                raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
+                raise ConfigError(f"{name} must be one of {', '.join(map(str, choices))}, not {getattr(self, name)!r}")
         for name in _TUPLES:
             value = getattr(self, name)
             if not isinstance(value, tuple) or not all(isinstance(v, str) for v in value):
@@ -181,9 +179,14 @@ _RANGES: dict[str, tuple[float, float]] = {  # int bounds: whole numbers only
     "max_body_bytes": (1, 2**40),
 }
 _MAY_BE_NONE = ("n_threads", "deadline_s", "keep_alive_s")
-_FLAGS = ("mmproj_offload", "repack", "ollama", "manage_models", "allow_private_urls", "grammars", "log_prompts")
+_FLAGS = ("mmproj_offload", "repack", "manage_models", "allow_private_urls", "grammars", "log_prompts")
 _TUPLES = ("aliases", "api_keys", "cors_origins", "allowed_hosts")
-_CHOICES = {"kv_type": tuple(KV_TYPES), "cross_kv_type": CROSS_KV_TYPES, "log_format": _LOG_FORMATS}
+_CHOICES: dict[str, Sequence[object]] = {
+    "kv_type": tuple(KV_TYPES),
+    "cross_kv_type": CROSS_KV_TYPES,
+    "flash_attn": (None, False, True),
+    "log_format": _LOG_FORMATS,
+}
 
 
 def read_api_keys(path: Path) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ import json
 import os
 
 import pytest
+from refusals import assert_misused
 
 from pyvllama import doctor
 from pyvllama.cli import fit
@@ -37,6 +38,10 @@ def test_a_model_that_does_not_fit(cli, pair, monkeypatch):
     result = cli("doctor", pair.text)
     assert result.exit_code == EXIT_PROBLEM
     assert "it fits with no setting" in result.stdout
+
+
+def test_options_of_a_model_without_one(cli):
+    assert_misused(cli("doctor", "-c", "512", "--mmproj", "x"), "--mmproj, --ctx-size mean nothing without MODEL")
 
 
 def test_a_model_that_is_none(cli, tmp_path):

@@ -122,3 +122,9 @@ def test_truncated_files(cli, pair, tmp_path, which, n_bytes):
 
 def test_misused(cli):
     assert_misused(cli("show", "a.gguf", "b.gguf"), "b.gguf")
+
+
+def test_options_of_fit_without_it(cli, pair):
+    result = cli("show", pair.text, "--ctx-size", "512", "--no-repack")
+    assert_misused(result, "--ctx-size, --repack mean nothing without --fit")
+    assert_misused(cli("show", pair.text, "--kv-type", "f32"), "--kv-type means nothing without --fit")

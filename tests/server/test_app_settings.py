@@ -1,11 +1,15 @@
 """What a server may be told."""
 
+import ast
 import dataclasses
 from pathlib import Path
 
 import pytest
 
+from pyvllama import server
+from pyvllama.cli.serve import warning as serve
 from pyvllama.errors import ConfigError
+from pyvllama.server.pool_setup import _OF_LOAD
 from pyvllama.server.settings import Settings, is_loopback
 from pyvllama.types import Pair
 
@@ -21,6 +25,7 @@ from pyvllama.types import Pair
         ("log_format", "xml"), ("log_prompts", 1), ("repack", 1), ("mmproj_offload", None),
         ("allow_private_urls", None), ("api_keys", "a-key"),
         ("api_keys", ["a-key"]), ("aliases", ("",)), ("aliases", ("a b",)), ("aliases", (1,)), ("host", ""),
+        ("repack", 0), ("mmproj_offload", None), ("flash_attn", "on"),
         ("host", "a b"), ("host", "http://a"), ("host", "a:80"), ("allowed_hosts", ("a:80",)),
     ],
 )  # fmt: skip
@@ -60,3 +65,20 @@ def test_with_pair():
     found = settings.with_pair(Pair(Path("t.gguf"), Path("m.gguf")), ("user/repo",))
     assert (found.model, found.mmproj, found.text_type) == ("t.gguf", "m.gguf", None)
     assert found.aliases == ("a", "user/repo")
+
+
+def test_every_setting_is_read_somewhere():
+    """What `pyvllama.load` takes goes to it by name, see tests/api/test_load_arrives.py; a field that nobody reads
+    does nothing."""
+    sources = [path.read_text(encoding="utf-8") for path in Path(server.__file__).parent.rglob("*.py")]
+    sources.append(Path(serve.__code__.co_filename).read_text(encoding="utf-8"))
+    read = {node.attr for source in sources for node in ast.walk(ast.parse(source)) if is_read_of_settings(node)}
+    unread = {field.name for field in dataclasses.fields(Settings)} - read - set(_OF_LOAD)
+    assert unread == set()
+
+
+def is_read_of_settings(node):
+    if not isinstance(node, ast.Attribute) or not isinstance(node.ctx, ast.Load):
+        return False
+    owner = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", None)
+    return owner in ("settings", "_settings")
