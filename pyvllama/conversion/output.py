@@ -154,7 +154,7 @@ def work_directory(out_dir: Path, n_bytes: int) -> Iterator[Path]:
         _remove_abandoned(out_dir)
         free = shutil.disk_usage(out_dir).free
         if n_bytes > free:
-            raise ConfigError(f"{out_dir} has {free / 1e9:.1f} GB free, but the files need {n_bytes / 1e9:.1f} GB")
+            raise ConfigError(f"{out_dir} has {_size(free)} free, but the files need {_size(n_bytes)}")
         work = Path(tempfile.mkdtemp(prefix=_WORK_PREFIX, dir=out_dir))
     except OSError as e:
         raise ConfigError(f"{out_dir} cannot be written to: {e.strerror or e}") from e
@@ -163,6 +163,10 @@ def work_directory(out_dir: Path, n_bytes: int) -> Iterator[Path]:
             yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.1f} MB"
 
 
 @contextlib.contextmanager

@@ -23,8 +23,8 @@ OTHER = "pocket-vllama-Q8_0.gguf"
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("home")
+def home(module_path):
+    return module_path
 
 
 @pytest.fixture(scope="module")

@@ -131,7 +131,7 @@ def test_writes_that_really_fail(limit, tmp_path, tiny_checkpoint):
 def test_disk_too_small_is_known_before(tmp_path, tiny_checkpoint, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with leaves_nothing(tmp_path / "out", ConfigError, match=r"0\.0 GB free, but the files need"):
+    with leaves_nothing(tmp_path / "out", ConfigError, match=r"0\.0 MB free, but the files need \d+\.\d MB"):
         convert_small(tiny_checkpoint("small"), tmp_path / "out")
 
 

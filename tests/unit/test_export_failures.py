@@ -114,7 +114,7 @@ def test_writes_that_really_fail(limit, pair, tmp_path):
 def test_disk_too_small_is_known_before(pair, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with leaves_nothing(tmp_path / "out", ConfigError, match=r"0\.0 GB free, but the files need"):
+    with leaves_nothing(tmp_path / "out", ConfigError, match=r"0\.0 MB free, but the files need \d+\.\d MB"):
         export(pair.text, tmp_path / "out")
 
 
