@@ -91,6 +91,7 @@ struct bf16_kernels {
     const char * name;
     attention_kernels<uint16_t> attention;
     void (*from_f32)(const float * x, int n, uint16_t * y);  // rounds to nearest, ties to even
+    void (*to_f16)(const float * x, int n, uint16_t * y);    // F32 to F16, the same way
     // weights [n_in, n <= 64] -> a panel of 64 * n_in elements; missing ones are zero. n_in is even. Parts of a
     // multiple of 8 inputs, and the last, may be packed one by one.
     void (*pack_weights)(const uint16_t * w, size_t w_stride, int n, int n_in, uint16_t * panel);

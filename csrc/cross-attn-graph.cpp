@@ -98,17 +98,28 @@ ggml_tensor * rms_norm(ggml_context * ctx, ggml_tensor * x, ggml_tensor * weight
 }  // namespace
 
 void build_image_states(ggml_context * ctx, ggml_cgraph * graph, const mllama_weights & weights, size_t j_cross,
-                        ggml_tensor * states, const image_states & image) {
+                        ggml_tensor * states, const image_states & image, image_states_cpu * own) {
     const mllama_text_hparams & h = weights.hparams().text;
     const int64_t d = h.n_embd_head(), n_kv = h.n_head_kv, n_tokens = states->ne[1];
     const cross_layer & l = weights.cross[j_cross];
     const bool is_transposed = attention_form_on(weights.cross_dev(j_cross)) == attention_form::softmax;
-    ggml_tensor * k = ggml_reshape_3d(ctx, ggml_mul_mat(ctx, l.k, states), d, n_kv, n_tokens);
-    k = ggml_permute(ctx, rms_norm(ctx, k, l.k_norm, h.rms_norm_eps), 0, 2, 1, 3);
-    ggml_tensor * v = ggml_reshape_3d(ctx, ggml_mul_mat(ctx, l.v, states), d, n_kv, n_tokens);
-    v = is_transposed ? ggml_permute(ctx, v, 1, 2, 0, 3) : ggml_permute(ctx, v, 0, 2, 1, 3);
-    ggml_build_forward_expand(graph, ggml_cpy(ctx, k, image.k[j_cross]));
-    ggml_build_forward_expand(graph, ggml_cpy(ctx, v, image.v[j_cross]));
+    auto is_ours = [&](const ggml_tensor * weight) {
+        return own && weights.in_bf16(weight, weights.cross_dev(j_cross));
+    };
+    if (is_ours(l.k)) {
+        ggml_build_forward_expand(graph, own->keys(l.k, l.k_norm, h.rms_norm_eps, image.k[j_cross]));
+    } else {
+        ggml_tensor * k = ggml_reshape_3d(ctx, ggml_mul_mat(ctx, l.k, states), d, n_kv, n_tokens);
+        k = ggml_permute(ctx, rms_norm(ctx, k, l.k_norm, h.rms_norm_eps), 0, 2, 1, 3);
+        ggml_build_forward_expand(graph, ggml_cpy(ctx, k, image.k[j_cross]));
+    }
+    if (is_ours(l.v)) {
+        ggml_build_forward_expand(graph, own->values(l.v, image.v[j_cross]));
+    } else {
+        ggml_tensor * v = ggml_reshape_3d(ctx, ggml_mul_mat(ctx, l.v, states), d, n_kv, n_tokens);
+        v = is_transposed ? ggml_permute(ctx, v, 1, 2, 0, 3) : ggml_permute(ctx, v, 0, 2, 1, 3);
+        ggml_build_forward_expand(graph, ggml_cpy(ctx, v, image.v[j_cross]));
+    }
 }
 
 ggml_tensor * build_cross_attn_block(ggml_context * ctx, const mllama_weights & weights, size_t j_cross,

@@ -6,14 +6,16 @@
 
 #include "batch-plan.h"
 #include "cross-attn-cpu.h"
+#include "image-states-cpu.h"
 #include "image-states.h"
 
 namespace pyvllama {
 
 // Adds to the graph: K and V of one layer from an image's cross_attention_states.
 //   states  [n_embd, n_tokens] F32, on the layer's device
+//   own     computes the products with matrices that are in bf16 there (mllama_weights::in_bf16), if given
 void build_image_states(ggml_context * ctx, ggml_cgraph * graph, const mllama_weights & weights, size_t j_cross,
-                        ggml_tensor * states, const image_states & image);
+                        ggml_tensor * states, const image_states & image, image_states_cpu * own);
 
 // The images that a segment's rows see together.
 using image_group = std::vector<image_states_ptr>;

@@ -106,6 +106,18 @@ void from_f32(const float * x, int n, uint16_t * y) {
     }
 }
 
+void to_f16(const float * x, int n, uint16_t * y) {
+    constexpr int NEAREST = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    int i = 0;
+    for (; i + 16 <= n; i += 16) {
+        _mm256_storeu_si256((__m256i *) (y + i), _mm512_cvtps_ph(_mm512_loadu_ps(x + i), NEAREST));
+    }
+    if (i < n) {
+        const __mmask16 rest = (__mmask16) ((1u << (n - i)) - 1);
+        _mm256_mask_storeu_epi16(y + i, rest, _mm512_cvtps_ph(_mm512_maskz_loadu_ps(rest, x + i), NEAREST));
+    }
+}
+
 // ---- attention
 
 using element = uint16_t;
@@ -209,7 +221,7 @@ inline void write(const float * sums, int n, float share, uint16_t * out) {
 namespace pyvllama {
 
 const bf16_kernels kernels_avx512_bf16 = {
-    "avx512_bf16", { PANEL, 16, pack_keys, pack_values, attend }, from_f32, pack_weights, gemm,
+    "avx512_bf16", { PANEL, 16, pack_keys, pack_values, attend }, from_f32, to_f16, pack_weights, gemm,
 };
 
 }  // namespace pyvllama

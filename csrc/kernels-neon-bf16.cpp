@@ -217,6 +217,20 @@ void from_f32(const float * x, int n, uint16_t * y) {
     }
 }
 
+void to_f16(const float * x, int n, uint16_t * y) {
+    int i = 0;
+    for (; i + 4 <= n; i += 4) {
+        vst1_u16(y + i, vreinterpret_u16_f16(vcvt_f16_f32(load(x + i))));
+    }
+    if (i < n) {
+        float rest[4] = {};
+        uint16_t some[4];
+        __builtin_memcpy(rest, x + i, (size_t) (n - i) * sizeof(*x));
+        vst1_u16(some, vreinterpret_u16_f16(vcvt_f16_f32(load(rest))));
+        __builtin_memcpy(y + i, some, (size_t) (n - i) * sizeof(*y));
+    }
+}
+
 // ---- attention
 
 using element = uint16_t;
@@ -294,7 +308,7 @@ inline void write(const float * sums, int n, float share, uint16_t * out) {
 namespace pyvllama {
 
 const bf16_kernels kernels_neon_bf16 = {
-    "neon_bf16", { PANEL, LANES, pack_keys, pack_values, attend }, from_f32, pack_weights, gemm,
+    "neon_bf16", { PANEL, LANES, pack_keys, pack_values, attend }, from_f32, to_f16, pack_weights, gemm,
 };
 
 }  // namespace pyvllama

@@ -15,8 +15,11 @@ uint64_t next_id() {
     return id++;
 }
 
-bool is_cross(const ggml_tensor * t) {
-    return std::string(t->name).compare(0, 6, "xattn.") == 0;
+// Is it read for every token, rather than once a picture?
+bool is_of_tokens(const ggml_tensor * t) {
+    const std::string name = t->name;
+    return name.compare(0, 6, "xattn.") == 0 && name.find(".attn_k.") == std::string::npos &&
+           name.find(".attn_v.") == std::string::npos;
 }
 
 }  // namespace
@@ -149,7 +152,7 @@ void mllama_weights::find_tensors(const std::vector<device> & layer_devs) {
 }
 
 ggml_backend_buffer_type_t mllama_weights::buft_of(const placed & matmul, bool repack) const {
-    const bool is_ours = !is_cross(matmul.tensor) && in_bf16(matmul.tensor, *matmul.dev);
+    const bool is_ours = !is_of_tokens(matmul.tensor) && in_bf16(matmul.tensor, *matmul.dev);
     return matmul.dev->matmul_buft(matmul.tensor, repack && !is_ours);
 }
 
@@ -158,9 +161,9 @@ weight_bytes mllama_weights::planned(bool repack) const {
     n.copied_tower = ggml_nbytes(patch_embd);
     auto add = [&](const ggml_tensor * t, ggml_backend_buffer_type_t buft) {
         const bool mapped = buft == ggml_backend_cpu_buffer_type();
-        (mapped        ? is_cross(t) ? n.mapped_cross : n.mapped_tower
-         : is_cross(t) ? n.copied_cross
-                       : n.copied_tower) += ggml_nbytes(t);
+        (mapped            ? is_of_tokens(t) ? n.mapped_cross : n.mapped_tower
+         : is_of_tokens(t) ? n.copied_cross
+                           : n.copied_tower) += ggml_nbytes(t);
     };
     for (const placed & p : matmuls_) {
         add(p.tensor, buft_of(p, repack));

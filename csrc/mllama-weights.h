@@ -42,8 +42,8 @@ struct cross_layer {
     float gate_attn, gate_ffn;                  // tanh(raw)
 };
 
-// Bytes of weights by where they are, with and without those of the cross-attention layers: these are read for every
-// token, the others once a picture.
+// Bytes of weights by where they are, those of the cross-attention layers that are read for every token apart from
+// those that are read once a picture: of the tower, and for keys and values.
 struct weight_bytes {
     size_t copied_cross = 0, copied_tower = 0;  // in buffers of their own
     size_t mapped_cross = 0, mapped_tower = 0;  // where they lie in the mapped file

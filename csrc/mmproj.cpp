@@ -133,8 +133,13 @@ image_states_ptr mmproj::compute_image_states(ggml_tensor * states, ggml_backend
             }
             ggml_backend_tensor_copy(states, near);
         }
+        const cpu_kernels & kernels = weights_->kernels_on(weights_->cross_dev(layers[0]));
+        std::unique_ptr<image_states_cpu> own;
+        if (kernels.bf16 && !collector_) {
+            own = std::make_unique<image_states_cpu>(ctx.get(), kernels, near);
+        }
         for (size_t j : layers) {
-            build_image_states(ctx.get(), graph, *weights_, j, near, *image);
+            build_image_states(ctx.get(), graph, *weights_, j, near, *image, own.get());
         }
         require_support(backend, graph);
         ggml_gallocr_ptr scratch(ggml_gallocr_new(ggml_backend_dev_buffer_type(dev)));

@@ -19,6 +19,7 @@ struct tiny_sizes {
     int t_embd = 64, t_head = 4, t_kv = 2, t_ff = 96, t_layers = 6, n_vocab = 50;
     std::vector<int32_t> cross = { 1, 2, 4 }, intermediate = { 1, 0 }, aspects = { 1, 1, 1, 2, 2, 2, 3, 1 };
     std::function<ggml_type(const std::string &)> type;  // of a matrix of the tower, by its name; none: F32
+    ggml_type cross_type = GGML_TYPE_F32;                // of a matrix of the cross-attention layers
     bool zero_padding = true;  // tile embeddings of padding tiles are zero, as in real checkpoints
 };
 
@@ -31,7 +32,8 @@ class tiny_mmproj {
         : ctx_(ggml_init({ 64 << 20, nullptr, false })),
           gguf_(gguf_init_empty()),
           leave_out_(leave_out),
-          type_(s.type) {
+          type_(s.type),
+          cross_type_(s.cross_type) {
         keys(s);
         tensors(s);
         if (!extra.empty()) {
@@ -95,10 +97,10 @@ class tiny_mmproj {
         for (int64_t i = 0; i < ggml_nelements(t); ++i) {
             data[i] = normal(rng);
         }
-        const ggml_type type =
-            type_ && ne.size() == 2 && name.find("embd") == std::string::npos && name.compare(0, 6, "xattn.") != 0
-                ? type_(name)
-                : GGML_TYPE_F32;
+        const bool matrix = ne.size() == 2 && name.find("embd") == std::string::npos;
+        const ggml_type type = matrix && name.compare(0, 6, "xattn.") == 0 ? cross_type_
+                               : matrix && type_                           ? type_(name)
+                                                                           : GGML_TYPE_F32;
         if (type != GGML_TYPE_F32) {
             ggml_tensor * other = ggml_new_tensor(ctx_.get(), type, (int) ne.size(), ne.data());
             ggml_quantize_chunk(type, data, other->data, 0, ne[1], ne[0], nullptr);
@@ -180,6 +182,7 @@ class tiny_mmproj {
     gguf_context_ptr gguf_;
     std::string leave_out_;
     std::function<ggml_type(const std::string &)> type_;
+    ggml_type cross_type_;
 };
 
 // A file name in the current directory, removed at the end.
