@@ -24,6 +24,10 @@ class cross_attn_cpu : custom_ops {
     // Can attend_few() do them?
     bool takes_few(int64_t n_embd_head) const { return kernels_.few && n_embd_head % 16 == 0; }
 
+    // From so many rows of a segment on attend() is faster than attend_few(), or than ggml where there is no such
+    // thing.
+    int min_rows(int64_t n_embd_head) const;
+
     // Rows [first, first + n_rows) of out get what those of q see of the images of one layer, all in attention_form
     // softmax. q [n_embd_head, n_head, all rows] F32, contiguous; out [n_embd_head*n_head, all rows] F32, or nullptr
     // for a new one. Returns out, to be read by what comes after these rows.
@@ -35,6 +39,7 @@ class cross_attn_cpu : custom_ops {
                              size_t j_cross, ggml_tensor * out);
 
   private:
+    bool in_bf16(int64_t n_embd_head) const { return bf16_ && n_embd_head % 2 == 0; }
     template <typename T>
     ggml_tensor * attend_in(const attention_kernels<T> & a, ggml_tensor * q, int first, int n_rows,
                             const std::vector<image_states_ptr> & images, size_t j_cross, ggml_tensor * out);

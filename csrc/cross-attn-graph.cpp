@@ -9,8 +9,6 @@ namespace {
 
 // Rows whose scores exist at the same time: 32 rows x 32 heads x 6404 keys are 26 MB.
 constexpr int ROWS_PER_CHUNK = 32;
-// Of a segment: from so many rows on, unpacking keys and values for our own kernels costs less than these save.
-constexpr int MIN_ROWS_OWN = 16;
 
 // Joins along a dimension, pairwise, so that each value is copied log(n) times.
 ggml_tensor * concat_all(ggml_context * ctx, std::vector<ggml_tensor *> parts, int dim) {
@@ -135,10 +133,11 @@ ggml_tensor * build_cross_attn_block(ggml_context * ctx, const mllama_weights & 
     ggml_tensor * q = ggml_mul_mat(ctx, l.q, rms_norm(ctx, x, l.attn_norm, h.rms_norm_eps));
     q = rms_norm(ctx, ggml_reshape_3d(ctx, q, h.n_embd_head(), h.n_head, n_rows), l.q_norm, h.rms_norm_eps);
     const bool few_are_ours = own && own->takes_few(h.n_embd_head());
-    auto is_ours = [&](const row_segment & s) { return own && (few_are_ours || s.n_rows >= MIN_ROWS_OWN); };
+    const int min_rows = own ? own->min_rows(h.n_embd_head()) : 0;  // of attend()
+    auto is_ours = [&](const row_segment & s) { return own && (few_are_ours || s.n_rows >= min_rows); };
     ggml_tensor * attn = nullptr;
     for (const row_segment & s : segments) {
-        if (few_are_ours && s.n_rows < MIN_ROWS_OWN) {
+        if (few_are_ours && s.n_rows < min_rows) {
             attn = own->attend_few(q, s.first, s.n_rows, groups[s.group], j_cross, attn);
         } else if (is_ours(s)) {
             attn = own->attend(q, s.first, s.n_rows, groups[s.group], j_cross, attn);
