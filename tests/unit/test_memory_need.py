@@ -25,7 +25,7 @@ TEXT, PICTURE = "computing text", "encoding a picture"
 # As the 11B model's headers say, Q4_K_M and Q8_0, where q4_K is repacked.
 BIG = Sizes(
     text_file=4_912_943_616, text_copied=3_359_637_504, text_mapped=1_257_785_856,
-    mmproj_copied=842_919_936, mmproj_mapped=206_708_736, tower=262_005_696,
+    mmproj_copied=814_608_384, mmproj_mapped=192_946_176, tower=262_005_696,
     n_layer=32, kv_row=2048, n_tokens=128264, n_embd=4096, n_ff=14336, n_cross=8, cross_row=1024, head=128,
     image_tokens=4 * 1601, image_values=4 * 3 * 560 * 560,
 )  # fmt: skip
