@@ -101,7 +101,7 @@ int main() {
             // The matrices that we unpack are not copied for ggml.
             if (!kernels->f32) {
                 without_ours = model.weights()->device_bytes();
-            } else if (kernels->bf16 && c.weights == GGML_TYPE_Q4_0) {
+            } else if (kernels->bf16 && device("cpu").repacks(model.weights()->cross[0].k)) {
                 CHECK(model.weights()->device_bytes() < without_ours);
             } else {
                 CHECK(model.weights()->device_bytes() == without_ours);
