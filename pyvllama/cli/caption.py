@@ -30,7 +30,7 @@ _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"})
 @click.option("--max-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Longest answer.")
 @click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--parallel", type=click.IntRange(1, 64), default=4, show_default=True, help="Answers at a time.")
-@click.option("-c", "--ctx-size", type=click.IntRange(min=1), default=DEFAULT_N_CTX, show_default=True,
+@click.option("-c", "--ctx-size", type=click.IntRange(1, 2**31 - 1), default=DEFAULT_N_CTX, show_default=True,
               help="Positions of the context, for all of them together.")  # fmt: skip
 @threads_option("physical cores")
 @gpu_options

@@ -29,7 +29,7 @@ __all__ = ["evaluate"]
 )
 @click.option("--mmproj", type=click.Path(), help="MODEL's mmproj file, if it is not beside the text file.")
 @click.option("--reference-mmproj", type=click.Path(), help="The reference's, likewise.")
-@click.option("-c", "--ctx-size", type=click.IntRange(min=16), default=DEFAULT_N_CTX, show_default=True,
+@click.option("-c", "--ctx-size", type=click.IntRange(16, 2**31 - 1), default=DEFAULT_N_CTX, show_default=True,
               help="Positions of the context: the longest chat.")  # fmt: skip
 @click.option("--chunk", type=click.IntRange(min=16), default=512, show_default=True, help="Tokens of a chunk of text.")
 @click.option("--max-tokens", type=click.IntRange(min=1), default=128, show_default=True,

@@ -26,7 +26,7 @@ __all__ = ["imatrix"]
 @output_directory("the two files")
 @click.option("--mmproj", type=click.Path(), help="The mmproj file, if it is not beside the text file.")
 @click.option("--name", help="Name of the files. Default: the text file's, without its type.")
-@click.option("-c", "--ctx-size", type=click.IntRange(min=16), default=DEFAULT_N_CTX, show_default=True,
+@click.option("-c", "--ctx-size", type=click.IntRange(16, 2**31 - 1), default=DEFAULT_N_CTX, show_default=True,
               help="Positions of the context: the longest chat.")  # fmt: skip
 @click.option("--chunk", type=click.IntRange(min=16), default=512, show_default=True, help="Tokens of a chunk of text.")
 @click.option("--max-tokens", type=click.IntRange(min=0), default=128, show_default=True,

@@ -84,7 +84,7 @@ def layout_options(command: Command) -> Command:
 
 def memory_options(n_ctx: int = DEFAULT_N_CTX) -> Callable[[Command], Command]:
     """ctx_size (`n_ctx` by default) and those of `layout_options`."""
-    size = click.option("-c", "--ctx-size", type=click.IntRange(min=1), default=n_ctx, show_default=True,
+    size = click.option("-c", "--ctx-size", type=click.IntRange(1, 2**31 - 1), default=n_ctx, show_default=True,
                         help="Positions of the context.")  # fmt: skip
     return lambda command: size(layout_options(command))
 

@@ -6,6 +6,7 @@ and only five formats are ever handed to a decoder.
 
 import base64
 import binascii
+import codecs
 import contextlib
 import io
 import re
@@ -257,7 +258,8 @@ def _what_it_is(data: bytes) -> str:
         if re.match(pattern, data[:1024], re.IGNORECASE | re.DOTALL):
             return what
     try:
-        if data[:1024].decode(errors="strict" if len(data) <= 1024 else "ignore").isprintable():
+        text = codecs.getincrementaldecoder("utf-8")().decode(data[:1024])  # which may end within a character
+        if all(c.isprintable() or c in "\t\n\f\r" for c in text):
             return "it is text"
     except UnicodeDecodeError:
         pass

@@ -57,3 +57,10 @@ def test_numbers_that_are_none(cli, command, n):
     needed = {"caption": ["x", "-o", "y"], "imatrix": ["-d", "x", "-o", "y"], "eval": ["-d", "x", "-r", "y"]}
     result = cli(command, *needed.get(command, []), "--gpu-layers", n)
     assert_misused(result, "'-ngl' / '--gpu-layers' / '--n-gpu-layers'")
+
+
+@pytest.mark.parametrize("command", ["run", "serve", "caption", "imatrix", "eval", "show", "doctor"])
+def test_a_context_that_llama_cpp_cannot_count(cli, command):
+    needed = {"caption": ["x", "-o", "y"], "imatrix": ["-d", "x", "-o", "y"], "eval": ["-d", "x", "-r", "y"]}
+    result = cli(command, *needed.get(command, []), "-c", 1 << 31)
+    assert_misused(result, "2147483648 is not in the range")

@@ -106,6 +106,10 @@ def test_arrays_that_are_no_picture(array, advice):
     [
         (b"", "empty"),
         (b"hello, I am no picture", "it is text"),
+        (b"root:x:0:0:root\n\tdaemon:x\r\n" * 90, "it is text"),
+        ("é".encode() * 600 + b"x", "it is text"),
+        (b"x" + "é".encode() * 600, "it is text"),
+        (b"\xff" * 2000, "unknown kind"),
         (b"\n\n<!DOCTYPE html><html><body>404", "web page"),
         (b"<HTML>", "web page"),
         (b"<?xml version='1.0'?>\n<!-- x --><svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
