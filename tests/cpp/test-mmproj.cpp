@@ -369,12 +369,15 @@ static void test_plan() {
     const auto pixels = noise((size_t) n_tiles * 3 * f.sizes.image * f.sizes.image, 1);
     encode_stats stats;
     f.model->encode(pixels.data(), n_tiles, 3, nullptr, &stats, nullptr);  // 2 x 2 tiles
-    const memory_plan plan = f.model->plan();
+    const memory_plan plan = f.model->plan(true);
     CHECK(plan.compute_bytes == stats.compute_bytes);
     const weight_bytes & w = plan.weights;
     CHECK(w.mapped_cross + w.mapped_tower == f.model->weights()->mapped_bytes());
     CHECK(w.copied_cross + w.copied_tower <= f.model->weights()->device_bytes());
     CHECK(w.mapped_cross > 0 && w.mapped_tower > 0 && w.copied_tower > 0);
+    const weight_bytes in_file = f.model->plan(false).weights;
+    CHECK(in_file.copied_cross == 0);
+    CHECK(in_file.mapped_cross == w.mapped_cross + w.copied_cross);
 }
 
 int main() {
