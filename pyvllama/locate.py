@@ -62,12 +62,16 @@ def find_mmproj(text: Path) -> Path:
     """The mmproj file beside a text file: of the same base name if there are several.
 
     Raises:
-        ModelNotFound: none, or several and none of that name.
+        ModelNotFound: the file is no GGUF; no mmproj, or several and none of that name.
     """
     found = sorted(p for p in text.parent.glob("*.gguf") if p.name.startswith(MMPROJ_PREFIX))
     same = [p for p in found if _base(p) == _base(text)]
     candidates = [p for p in same or found if parse_file_name(p).shard == 1]
     if not candidates:
+        if not _is_gguf(text):
+            raise ModelNotFound(
+                f"{text}: this is no GGUF file; a model is a text GGUF, or a directory that holds a pair"
+            )
         raise ModelNotFound(
             f"{text}: there is no mmproj-*.gguf beside it, and without one the model has no eyes. Put the mmproj file "
             "there, name it with --mmproj, or make both with `pyvllama convert`"
@@ -76,6 +80,14 @@ def find_mmproj(text: Path) -> Path:
         names = ", ".join(p.name for p in candidates)
         raise ModelNotFound(f"{text}: several mmproj files lie beside it ({names}); choose one with --mmproj")
     return candidates[0]
+
+
+def _is_gguf(path: Path) -> bool:
+    try:
+        with path.open("rb") as f:
+            return f.read(4) in (b"GGUF", b"")  # of an empty file the reader says more
+    except OSError:  # who reads it says why it cannot be read
+        return True
 
 
 def is_checkpoint(folder: Path) -> bool:

@@ -140,3 +140,10 @@ def test_the_bundled_pair_is_what_conversion_gives(pocket_pairs):
     assert fresh.text.read_bytes() == bundled.text.read_bytes()
     assert fresh.mmproj.name == bundled.mmproj.name
     assert fresh.mmproj.read_bytes() == bundled.mmproj.read_bytes()
+
+
+def test_what_is_no_model_at_all(tmp_path):
+    """A picture instead of a model, say: to be told of an mmproj would help nobody."""
+    (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8\xff\xe0")
+    with pytest.raises(ModelNotFound, match=r"photo\.jpg: this is no GGUF file"):
+        locate(tmp_path / "photo.jpg")
