@@ -69,9 +69,7 @@ def find_mmproj(text: Path) -> Path:
     candidates = [p for p in same or found if parse_file_name(p).shard == 1]
     if not candidates:
         if not _is_gguf(text):
-            raise ModelNotFound(
-                f"{text}: this is no GGUF file; a model is a text GGUF, or a directory that holds a pair"
-            )
+            raise ModelNotFound(f"{text}: this is no GGUF file; name a text GGUF, or a directory with a pair")
         raise ModelNotFound(
             f"{text}: there is no mmproj-*.gguf beside it, and without one the model has no eyes. Put the mmproj file "
             "there, name it with --mmproj, or make both with `pyvllama convert`"
