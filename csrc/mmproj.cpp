@@ -149,7 +149,9 @@ image_states_ptr mmproj::compute_image_states(ggml_tensor * states, ggml_backend
         }
         const auto on_node = [&, n = layers.size()](float f) {
             const float done = ((float) n_done + f * (float) n) / (float) n_layers;
-            progress(TOWER_SHARE + done * (1.0f - TOWER_SHARE));
+            if (done < 1.0f) {  // the end is told once, by who calls this
+                progress(TOWER_SHARE + done * (1.0f - TOWER_SHARE));
+            }
         };
         compute_graph(backend, graph, progress ? on_node : progress_fn(), { collector_.get(), -1 }, nullptr,
                       [&](const ggml_tensor * node) { weights_->drop_pages_read_by(node); });

@@ -146,7 +146,7 @@ def settings(*arguments):
 
 def test_settings_of_the_command_line():
     found = settings("--ollama", "--keep-alive", "5m", "--timeout", "90", "--grace", "0", "--max-body", "1", "-np", "2")
-    assert (found.port, found.ollama, found.manage_models) == (11434, True, True)
+    assert (found.port, found.manage_models) == (11434, True)
     assert (found.keep_alive_s, found.deadline_s, found.grace_s) == (300.0, 90.0, 0.0)
     assert (found.max_body_bytes, found.parallel) == (1 << 20, 2)
     plain = settings()
