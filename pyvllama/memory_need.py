@@ -199,7 +199,8 @@ def memory_need(sizes: Sizes, settings: MemorySettings = MemorySettings()) -> Ne
     computing_text = mlp + n_rows * (_F32 * 2 * sizes.n_embd + 2 * n_cells)
     computing_cross = mlp + n_rows * _F32 * sizes.n_embd
     states = sizes.image_tokens * sizes.n_embd
-    # Of a layer's keys or values the product and its norm, and the states as the product takes them.
+    # Of a layer's keys or values the product and its norm, and the states as ggml's product takes them; where the
+    # products are our own (image-states-cpu.h), less.
     computing_kv = 2 * _F32 * elements + _bytes(states, "q8_0")
     computing_picture = _F32 * (states + sizes.image_values) + max(sizes.tower, computing_kv + picture)
     context = {

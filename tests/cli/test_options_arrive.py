@@ -15,11 +15,14 @@ from pyvllama.cli.main import main
 from pyvllama.locate import pocket_pair
 
 POCKET = pocket_pair()
-LOADING = {
-    "-c 77": ("n_ctx", 77),
+LAYOUT = {
     "--kv-type bf16": ("kv_type", "bf16"),
     "--cross-kv-type f32": ("cross_kv_type", "f32"),
     "--no-repack": ("repack", False),
+}
+LOADING = {
+    **LAYOUT,
+    "-c 77": ("n_ctx", 77),
     "-t 3": ("n_threads", 3),
     "-ngl 5": ("n_gpu_layers", 5),
     "--no-mmproj-offload": ("mmproj_offload", False),
@@ -35,12 +38,7 @@ TYPES = {
     "--split-max-size 2G": ("split_max_bytes", 2 * 10**9),
 }
 WRITING = {"-t 3": ("n_threads", 3), "--overwrite": ("overwrite", True)}
-FIT = {
-    "-c 77": ("ctx_size", 77),
-    "--kv-type bf16": ("kv_type", "bf16"),
-    "--cross-kv-type f32": ("cross_kv_type", "f32"),
-    "--no-repack": ("repack", False),
-}
+FIT = {**LAYOUT, "-c 77": ("ctx_size", 77)}
 SAMPLING = {
     "--max-tokens 9": ("max_tokens", 9),
     "--temperature 0.5": ("temperature", 0.5),
@@ -159,14 +157,12 @@ COMMANDS = {
     "bench": ("x", {
         "pyvllama.cli.bench.measure": {
             **GPU,
+            **LAYOUT,
             **RESOLVING,
             "-p 1,2": ("n_prompt", (1, 2)),
             "-n 1,2": ("n_gen", (1, 2)),
             "--tiles 0": ("n_tiles", ()),
             "-r 9": ("repetitions", 9),
-            "--kv-type bf16": ("kv_type", "bf16"),
-            "--cross-kv-type f32": ("cross_kv_type", "f32"),
-            "--no-repack": ("repack", False),
         },
     }),
     "show": ("x --fit", {
